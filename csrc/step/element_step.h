@@ -1,0 +1,76 @@
+// The order of the rooms: read, filter the gradient, AdamW, write. The whole algorithm on one
+// screen.
+#pragma once
+
+#include "adamw.h"
+#include "element.h"
+#include "grad_filter.h"
+#include "scalars.h"
+#include "slice.h"
+#include "storage.h"
+
+namespace grokfused {
+
+template <class ParamStorage, class StateStorage, class GradFilter, class Decay, class SecondMoment>
+struct ElementStep {
+  static GROK_HD Element read(const Slice& slice, int64_t i) {
+    Element element;
+    element.param = load<ParamStorage>(slice.param, i);
+    element.grad = load<ParamStorage>(slice.grad, i);
+    element.exp_avg = load<StateStorage>(slice.exp_avg, i);
+    element.exp_avg_sq = load<StateStorage>(slice.exp_avg_sq, i);
+    if constexpr (SecondMoment::kUsesMax)
+      element.max_exp_avg_sq = load<StateStorage>(slice.max_exp_avg_sq, i);
+    if constexpr (GradFilter::kUsesEma) element.grad_ema = load<StateStorage>(slice.grad_ema, i);
+    return element;
+  }
+
+  static GROK_HD void update(Element& element, const Scalars& scalars) {
+    element.grad = element.grad * scalars.grad_factor;
+    GradFilter::apply(element, scalars);
+    adamw<Decay, SecondMoment>(element, scalars);
+  }
+
+  static GROK_HD void write(const Slice& slice, int64_t i, const Element& element) {
+    uint32_t moment_bits = 0, other_bits = 0;  // each state takes 16 random bits of its own
+    if constexpr (StateStorage::kUsesRandomBits) {
+      moment_bits = random_bits(slice.random_key, i);
+      if constexpr (SecondMoment::kUsesMax || GradFilter::kUsesEma)
+        other_bits = scramble(moment_bits ^ slice.random_key);
+    }
+    store<ParamStorage>(slice.param, i, element.param, 0);
+    store<StateStorage>(slice.exp_avg, i, element.exp_avg, moment_bits);
+    store<StateStorage>(slice.exp_avg_sq, i, element.exp_avg_sq, moment_bits >> 16);
+    if constexpr (SecondMoment::kUsesMax)
+      store<StateStorage>(slice.max_exp_avg_sq, i, element.max_exp_avg_sq, other_bits >> 16);
+    if constexpr (GradFilter::kUsesEma)
+      store<StateStorage>(slice.grad_ema, i, element.grad_ema, other_bits);
+  }
+
+  static GROK_HD void run(const Slice& slice, int64_t i, const Scalars& scalars) {
+    Element element = read(slice, i);
+    update(element, scalars);
+    write(slice, i, element);
+  }
+};
+
+// Turns the names of the policies into the one ElementStep they select.
+template <class Use>
+void with_element_step(std::string_view param_dtype, std::string_view state_dtype,
+                       std::string_view state_rounding, std::string_view grad_filter,
+                       std::string_view decay, bool amsgrad, Use&& use) {
+  with_param_storage(param_dtype, [&](auto param) {
+    with_state_storage(state_dtype, state_rounding, [&](auto state) {
+      with_grad_filter(grad_filter, [&](auto filter) {
+        with_decay(decay, [&](auto chosen_decay) {
+          with_second_moment(amsgrad, [&](auto second_moment) {
+            use(ElementStep<decltype(param), decltype(state), decltype(filter),
+                            decltype(chosen_decay), decltype(second_moment)>{});
+          });
+        });
+      });
+    });
+  });
+}
+
+}  // namespace grokfused

@@ -1,0 +1,35 @@
+// How the gradient's slow part is amplified before Adam sees it (Grokfast, arXiv:2405.20233). It
+// must not know what the optimizer does with the gradient.
+#pragma once
+
+#include <string_view>
+
+#include "element.h"
+#include "fail.h"
+#include "portable.h"
+#include "scalars.h"
+
+namespace grokfused {
+
+struct NoFilter {
+  static constexpr bool kUsesEma = false;
+  static GROK_HD void apply(Element&, const Scalars&) {}
+};
+
+// h = alpha * h + (1 - alpha) * g;  g = g + lamb * h  (algorithm 2, Grokfast-EMA)
+struct Ema {
+  static constexpr bool kUsesEma = true;
+  static GROK_HD void apply(Element& element, const Scalars& scalars) {
+    element.grad_ema = scalars.alpha * element.grad_ema + scalars.alpha_weight * element.grad;
+    element.grad = element.grad + scalars.lamb * element.grad_ema;
+  }
+};
+
+template <class Use>
+void with_grad_filter(std::string_view name, Use&& use) {
+  if (name == "none") return use(NoFilter{});
+  if (name == "ema") return use(Ema{});
+  fail("grad_filter must be none or ema, got ", name);
+}
+
+}  // namespace grokfused

@@ -1,0 +1,30 @@
+// What a compiler must be told so that one source serves the host and the device. The only file
+// that asks which compiler is reading it; it knows nothing of optimizers.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#ifdef __CUDACC__
+#define GROK_HD __host__ __device__ __forceinline__
+#else
+// Forced: a policy left out of line would be compiled for the baseline machine, outside the clone
+// that target_clones picks, and the loop around it would not vectorise.
+#define GROK_HD inline __attribute__((always_inline))
+#endif
+
+namespace grokfused {
+
+GROK_HD uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+GROK_HD float float_of(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+}  // namespace grokfused

@@ -1,0 +1,72 @@
+// How a float32 becomes 16 bits and back, and where random bits come from. Integer code on purpose:
+// compilers and devices disagree on their own conversions, integers do not. It knows no tensor.
+#pragma once
+
+#include "portable.h"
+
+namespace grokfused {
+
+constexpr uint32_t kFloat32Infinity = 0x7f800000u;
+constexpr uint32_t kSignBit = 0x80000000u;
+
+GROK_HD bool is_nan(uint32_t bits) { return (bits & ~kSignBit) > kFloat32Infinity; }
+
+GROK_HD float bfloat16_to_float32(uint16_t bits) { return float_of(uint32_t{bits} << 16); }
+
+GROK_HD uint16_t float32_to_bfloat16(float value) {
+  const uint32_t bits = bits_of(value);
+  const uint32_t half_minus_tie = 0x7fffu + ((bits >> 16) & 1u);  // ties go to the even neighbour
+  return static_cast<uint16_t>(is_nan(bits) ? 0x7fc0u : (bits + half_minus_tie) >> 16);
+}
+
+// Rounds up with probability equal to the fraction cut off, so that the mean of many roundings is
+// the value itself: a second moment that grows by 0.1 % a step would otherwise never move in 8
+// bits.
+GROK_HD uint16_t float32_to_bfloat16_stochastic(float value, uint32_t random_bits) {
+  const uint32_t bits = bits_of(value);
+  return static_cast<uint16_t>(is_nan(bits) ? 0x7fc0u : (bits + (random_bits & 0xffffu)) >> 16);
+}
+
+GROK_HD float float16_to_float32(uint16_t bits) {
+  const uint32_t magnitude = (bits & 0x7fffu) << 13;
+  // 2^112 moves the exponent from float16's bias to float32's: exact, subnormals included.
+  const float scaled = float_of(magnitude) * 0x1p112f;
+  const uint32_t special = magnitude | kFloat32Infinity;  // infinity and NaN keep their payload
+  const uint32_t sign = uint32_t{bits & 0x8000u} << 16;
+  return float_of((magnitude >= (0x7c00u << 13) ? special : bits_of(scaled)) | sign);
+}
+
+GROK_HD uint16_t float32_to_float16(float value) {
+  constexpr uint32_t kSmallestNormal = 0x38800000u;  // 2^-14
+  constexpr uint32_t kOverflow = 0x477ff000u;        // 65520: from here on the nearest is infinity
+  const uint32_t bits = bits_of(value);
+  const uint32_t magnitude = bits & ~kSignBit;
+  // Below 2^-14 float16 counts in units of 2^-24, which is what adding 1/2 makes float32 count in:
+  // the addition itself rounds, to nearest even.
+  const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
+  const uint32_t half_minus_tie = 0xfffu + ((magnitude >> 13) & 1u);
+  const uint32_t normal = (magnitude + half_minus_tie - (112u << 23)) >> 13;
+  uint32_t rounded = magnitude < kSmallestNormal ? subnormal : normal;
+  rounded = magnitude >= kOverflow ? 0x7c00u : rounded;
+  rounded = is_nan(bits) ? 0x7e00u : rounded;
+  return static_cast<uint16_t>(rounded | ((bits & kSignBit) >> 16));
+}
+
+// A bijection of 32 bits in which each input bit flips each output bit about half the time (the
+// constants are Chris Wellons' "lowbias32").
+GROK_HD uint32_t scramble(uint32_t bits) {
+  bits = (bits ^ (bits >> 16)) * 0x7feb352du;
+  bits = (bits ^ (bits >> 15)) * 0x846ca68bu;
+  return bits ^ (bits >> 16);
+}
+
+GROK_HD uint32_t random_key(uint32_t seed, uint32_t step) {
+  return scramble(scramble(seed) ^ step);
+}
+
+// 32 bits for one element. Elements 2^32 apart in one tensor share them, which biases neither.
+GROK_HD uint32_t random_bits(uint32_t key, int64_t i) {
+  return scramble(key ^ static_cast<uint32_t>(i));
+}
+
+}  // namespace grokfused

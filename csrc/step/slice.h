@@ -1,0 +1,21 @@
+// Where the elements of one tensor lie. Addresses only: what the bytes mean is storage.h's subject.
+#pragma once
+
+#include <cstdint>
+
+namespace grokfused {
+
+// Element i of every array is the i-th element in memory order, the same for all arrays of a slice.
+// An array that the chosen policies do not use may be null.
+struct Slice {
+  void* param;
+  const void* grad;
+  void* exp_avg;
+  void* exp_avg_sq;
+  void* max_exp_avg_sq;
+  void* grad_ema;
+  int64_t size;
+  uint32_t random_key;
+};
+
+}  // namespace grokfused

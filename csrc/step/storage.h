@@ -1,0 +1,70 @@
+// Which type an array has in memory, and how a float32 value goes in and comes out. It must not
+// know what the value means: the rooms above see float32 only.
+#pragma once
+
+#include <string_view>
+
+#include "fail.h"
+#include "rounding.h"
+
+namespace grokfused {
+
+struct Float32 {
+  using Stored = float;
+  static constexpr bool kUsesRandomBits = false;
+  static GROK_HD float widen(Stored stored) { return stored; }
+  static GROK_HD Stored round(float value, uint32_t) { return value; }
+};
+
+struct BFloat16 {
+  using Stored = uint16_t;
+  static constexpr bool kUsesRandomBits = false;
+  static GROK_HD float widen(Stored stored) { return bfloat16_to_float32(stored); }
+  static GROK_HD Stored round(float value, uint32_t) { return float32_to_bfloat16(value); }
+};
+
+struct BFloat16Stochastic {
+  using Stored = uint16_t;
+  static constexpr bool kUsesRandomBits = true;
+  static GROK_HD float widen(Stored stored) { return bfloat16_to_float32(stored); }
+  static GROK_HD Stored round(float value, uint32_t random_bits) {
+    return float32_to_bfloat16_stochastic(value, random_bits);
+  }
+};
+
+struct Float16 {
+  using Stored = uint16_t;
+  static constexpr bool kUsesRandomBits = false;
+  static GROK_HD float widen(Stored stored) { return float16_to_float32(stored); }
+  static GROK_HD Stored round(float value, uint32_t) { return float32_to_float16(value); }
+};
+
+template <class Storage>
+GROK_HD float load(const void* array, int64_t i) {
+  return Storage::widen(static_cast<const typename Storage::Stored*>(array)[i]);
+}
+
+template <class Storage>
+GROK_HD void store(void* array, int64_t i, float value, uint32_t random_bits) {
+  static_cast<typename Storage::Stored*>(array)[i] = Storage::round(value, random_bits);
+}
+
+template <class Use>
+void with_param_storage(std::string_view dtype, Use&& use) {
+  if (dtype == "float32") return use(Float32{});
+  if (dtype == "bfloat16") return use(BFloat16{});
+  if (dtype == "float16") return use(Float16{});
+  fail("params must be float32, bfloat16 or float16, got ", dtype);
+}
+
+template <class Use>
+void with_state_storage(std::string_view dtype, std::string_view rounding, Use&& use) {
+  if (rounding != "nearest" && rounding != "stochastic")
+    fail("state_rounding must be nearest or stochastic, got ", rounding);
+  if (dtype == "float32") return use(Float32{});
+  if (dtype == "bfloat16" && rounding == "nearest") return use(BFloat16{});
+  if (dtype == "bfloat16") return use(BFloat16Stochastic{});
+  fail("states must be float32 or bfloat16, got ", dtype);
+}
+
+}  // namespace grokfused

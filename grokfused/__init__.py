@@ -1,0 +1,11 @@
+"""Grokfast's slow-gradient amplification and AdamW in one pass over memory.
+
+``GrokAdamW`` replaces ``torch.optim.AdamW``, ``GrokAdam`` replaces ``torch.optim.Adam``; ``info()`` says
+which backends exist on this machine and which one runs.
+"""
+
+from grokfused._version import __version__
+from grokfused.backends import BackendUnavailable, info
+from grokfused.optimizer import GrokAdam, GrokAdamW
+
+__all__ = ["BackendUnavailable", "GrokAdam", "GrokAdamW", "__version__", "info"]

@@ -1,0 +1,160 @@
+"""Sorts parameters into buckets that one call of one backend updates, and takes their step."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from grokfused import backends
+from grokfused.grad_filter import FILTERS, first_ema_step, note_start
+from grokfused.scalars import scalar_table, step_scalars
+from grokfused.storage import STATE_DTYPES, is_dense, same_order, state_like
+
+Group = Mapping[str, Any]
+State = dict[str, Any]
+STATE_ARRAYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "grad_ema")
+
+
+class Options(NamedTuple):
+    """What the parameters of a bucket have in common; all else may differ between them."""
+
+    device: torch.device
+    param_dtype: torch.dtype
+    state_dtype: torch.dtype
+    backend: str
+    grad_filter: str
+    decay: str
+    amsgrad: bool
+    state_rounding: str
+    seed: int
+
+
+def _used_arrays(grad_filter: str, amsgrad: bool) -> tuple[str, ...]:
+    largest = ("max_exp_avg_sq",) if amsgrad else ()
+    return ("exp_avg", "exp_avg_sq", *largest, *FILTERS[grad_filter])
+
+
+def prepare_state(param: Tensor, state: State, group: Group) -> None:
+    """Creates the states a parameter lacks, and brings those of another memory order into its own."""
+    state.setdefault("step", torch.zeros(()))
+    dtype = STATE_DTYPES[group["state_dtype"]]
+    if "exp_avg" in state:
+        dtype = state["exp_avg"].dtype
+    for name in _used_arrays(group["grad_filter"], group["amsgrad"]):
+        if name not in state:
+            state[name] = state_like(param, dtype)
+            if name == "grad_ema":
+                note_start(state)
+        elif is_dense(param) and not same_order(param, state[name]):
+            state[name] = state_like(param, state[name].dtype, state[name])
+
+
+def options_of(param: Tensor, state: State, group: Group, decay: str) -> Options:
+    """Returns which bucket a prepared parameter belongs to."""
+    kind = backends.Kind(param.device.type, is_dense(param))
+    return Options(
+        device=param.device,
+        param_dtype=param.dtype,
+        state_dtype=state["exp_avg"].dtype,
+        backend=backends.choose(group["backend"], kind),
+        grad_filter=group["grad_filter"],
+        # Without decay the two are one; decoupled it is p * 1, which keeps even an infinite p.
+        decay=decay if group["weight_decay"] else "decoupled",
+        amsgrad=group["amsgrad"],
+        state_rounding=group["state_rounding"],
+        seed=group["seed"],
+    )
+
+
+class Bucket:
+    """Parameters of equal options, with their states and groups, in one order."""
+
+    def __init__(self, options: Options) -> None:
+        self.backend = backends.backend(options.backend)
+        self.checks_tensors = options.backend != "reference"
+        self.keywords = options._asdict()
+        for not_for_the_op in ("device", "param_dtype", "state_dtype", "backend"):
+            del self.keywords[not_for_the_op]
+        used = _used_arrays(options.grad_filter, options.amsgrad)
+        self.uses = [(name, name in used) for name in STATE_ARRAYS]
+        self.indices: list[int] = []
+        self.params: list[Tensor] = []
+        self.states: list[State] = []
+        self.groups: list[Group] = []  # the distinct ones
+        self.group_numbers: list[int] = []  # parameter -> its group among them
+        self.ema_starts: list[float] = []  # parameter -> the step its slow gradient starts in
+        self.distances: list[float] = []  # parameter -> its step count less that of the first one
+
+    def add(self, index: int, param: Tensor, state: State, group: Group) -> None:
+        """Appends a parameter; ``index`` is the place of its gradient among all gradients."""
+        self.indices.append(index)
+        self.params.append(param)
+        self.states.append(state)
+        if not any(group is known for known in self.groups):
+            self.groups.append(group)
+        self.group_numbers.append(next(n for n, g in enumerate(self.groups) if g is group))
+        self.ema_starts.append(first_ema_step(group, state))
+
+    def close(self) -> None:
+        """Moves the step counters into one tensor; ``state["step"]`` of each parameter is a view of it.
+
+        One tensor is read, passed and advanced at once; hundreds of them would cost more than the
+        arithmetic of a small model.
+        """
+        self.steps = torch.tensor([state["step"].item() for state in self.states])
+        self.step_views = list(self.steps.unbind())
+        for state, view in zip(self.states, self.step_views, strict=True):
+            state["step"] = view
+
+    def owns_steps(self) -> bool:
+        """True while no one has put another tensor in the place of a step counter."""
+        return all(map(operator.is_, [state["step"] for state in self.states], self.step_views))
+
+    def scalars(self) -> Tensor:
+        """Returns the table of scalars of this step: one row per group and step count there is."""
+        steps = self.steps.tolist()
+        distances = [step - steps[0] for step in steps]
+        if distances != self.distances:  # the first time, or someone has written a step counter
+            keys = list(zip(self.group_numbers, self.ema_starts, distances, strict=True))
+            self.row_keys = list(dict.fromkeys(keys))
+            self.rows = [self.row_keys.index(key) for key in keys]
+            self.distances = distances
+        next_step = steps[0] + 1.0
+        return scalar_table(
+            [
+                step_scalars(self.groups[number], next_step + distance, start)
+                for number, start, distance in self.row_keys
+            ]
+        )
+
+    def step_(self, grads: list[Tensor], scalars: Tensor) -> None:
+        """Updates the bucket in place. ``grads``: the gradients of all parameters with one."""
+        if len(grads) != len(self.indices):
+            grads = [grads[index] for index in self.indices]
+        states = self.states
+        self.backend.adamw_step_(
+            self.params,
+            grads,
+            *([state[name] for state in states] if used else [] for name, used in self.uses),
+            self.steps,
+            scalars,
+            self.rows,
+            **self.keywords,
+        )
+
+
+def into_buckets(members: Iterable[tuple[Tensor, State, Group]], decay: str) -> list[Bucket]:
+    """Sorts prepared parameters into as few buckets as their options allow."""
+    buckets: dict[Options, Bucket] = {}
+    for index, (param, state, group) in enumerate(members):
+        options = options_of(param, state, group, decay)
+        if options not in buckets:
+            buckets[options] = Bucket(options)
+        buckets[options].add(index, param, state, group)
+    for bucket in buckets.values():
+        bucket.close()
+    return list(buckets.values())

@@ -1,0 +1,76 @@
+"""Loading: states keep their dtype and memory order, and a state dict of another model is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grokfused.buckets import STATE_ARRAYS
+from grokfused.storage import STATE_DTYPES, state_like
+
+
+def saved_states(
+    groups: list[dict[str, Any]], state_dict: Mapping[str, Any], default_state_dtype: str
+) -> list[tuple[Tensor, torch.dtype, Mapping[str, Any]]]:
+    """Pairs each parameter with its saved state and the dtype its states shall have.
+
+    Args:
+        groups: The optimizer's parameter groups.
+        state_dict: What ``load_state_dict`` was given.
+        default_state_dtype: For a saved group that names none (torch.optim's).
+
+    Raises:
+        ValueError: The state dict does not fit: other groups, other shapes, missing states, or states
+            that would lose bits in the dtype they would get. Nothing was changed.
+    """
+    saved_groups = state_dict["param_groups"]
+    sizes = [len(group["params"]) for group in groups]
+    saved_sizes = [len(group["params"]) for group in saved_groups]
+    if sizes != saved_sizes:
+        raise ValueError(
+            "loaded state dict contains a parameter group that doesn't match the size of "
+            f"optimizer's group: it has groups of {saved_sizes} parameters, this optimizer {sizes}"
+        )
+    found = []
+    for group, saved_group in zip(groups, saved_groups, strict=True):
+        dtype = STATE_DTYPES[saved_group.get("state_dtype", default_state_dtype)]
+        for param, key in zip(group["params"], saved_group["params"], strict=True):
+            state = state_dict["state"].get(key, {})
+            if state:
+                _check_state(param, state, dtype, f"state[{key}]")
+                found.append((param, dtype, state))
+    return found
+
+
+def _check_state(param: Tensor, state: Mapping[str, Any], dtype: torch.dtype, name: str) -> None:
+    missing = {"step", "exp_avg", "exp_avg_sq"} - set(state)
+    if missing:
+        raise ValueError(f"{name} lacks {sorted(missing)}: it is not the state of an Adam or AdamW")
+    for key in STATE_ARRAYS:
+        if key not in state:
+            continue
+        value = state[key]
+        if value.shape != param.shape:
+            raise ValueError(
+                f"{name}[{key!r}] has shape {list(value.shape)}, its parameter {list(param.shape)}: "
+                "the state dict belongs to another model"
+            )
+        if torch.promote_types(value.dtype, dtype) is not dtype:
+            raise ValueError(
+                f"{name}[{key!r}] is {value.dtype} and would lose bits as {dtype}: make the optimizer "
+                f"with state_dtype={value.dtype}, or convert the saved state first"
+            )
+
+
+def owned_state(param: Tensor, dtype: torch.dtype, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a state of its own memory, like the parameter's: torch's loader would cast and share."""
+    state = dict(saved)
+    for key in STATE_ARRAYS:
+        if key in state:
+            state[key] = state_like(param, dtype, state[key])
+    step = torch.as_tensor(state["step"], dtype=torch.float32).reshape(())
+    state["step"] = step.detach().cpu().clone()
+    return state

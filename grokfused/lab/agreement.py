@@ -1,0 +1,146 @@
+"""The agreement grid: every backend on every device against the reference, bit for bit.
+
+The test suite runs it, and so does ``grokfused verify``: the way to trust a new GPU, torch or compiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from grokfused import GrokAdam, GrokAdamW
+from grokfused.buckets import STATE_ARRAYS
+
+# Edges of vector widths, of dimensions and of memory orders; the last one is split between threads.
+SHAPES = {
+    "scalar": [],
+    "empty": [0],
+    "one": [1],
+    "below a vector": [7],
+    "a vector": [8],
+    "above a vector": [9],
+    "matrix": [31, 33],
+    "odd": [4097],
+    "transposed": [65, 17],
+    "channels last": [3, 5, 4, 2],
+    "odd offset": [1023],
+    "many": [70001],
+}
+
+
+class Case(NamedTuple):
+    """One combination of everything that selects code."""
+
+    param_dtype: torch.dtype
+    state_dtype: torch.dtype
+    state_rounding: str
+    grad_filter: str
+    decay: str
+    amsgrad: bool
+    maximize: bool
+
+    def __str__(self) -> str:
+        words = [str(self.param_dtype), str(self.state_dtype), self.state_rounding, self.grad_filter, self.decay]
+        words += ["amsgrad"] * self.amsgrad + ["maximize"] * self.maximize
+        return "-".join(words).replace("torch.", "")
+
+
+def cases() -> Iterator[Case]:
+    """Yields the whole grid."""
+    states = [(torch.float32, "nearest"), (torch.bfloat16, "nearest"), (torch.bfloat16, "stochastic")]
+    params = (torch.float32, torch.bfloat16, torch.float16)
+    decays = ("coupled", "decoupled")
+    for param, state, kind, decay, amsgrad in product(params, states, ("ema", "none"), decays, (False, True)):
+        # Only a factor of the gradient, so it needs no product of its own.
+        yield Case(param, *state, kind, decay, amsgrad, maximize=amsgrad)
+
+
+def _laid_out(name: str, values: Tensor) -> Tensor:
+    """Returns the values in the memory order that the shape's name tells."""
+    if name == "transposed":
+        return values.t().contiguous().t()
+    if name == "channels last":
+        return values.contiguous(memory_format=torch.channels_last)
+    if name == "odd offset":
+        return torch.cat([values.new_zeros(1), values])[1:]
+    return values
+
+
+def parameters(dtype: torch.dtype, device: str) -> list[Tensor]:
+    """Returns one parameter per shape, the same values on every device."""
+    random = torch.Generator().manual_seed(1)
+    made = []
+    for name, shape in SHAPES.items():
+        values = torch.randn(shape, generator=random).to(dtype).to(device)
+        made.append(_laid_out(name, values).detach().requires_grad_())
+    return made
+
+
+def set_grads(params: list[Tensor], random: torch.Generator) -> None:
+    """Gives each parameter a gradient whose size varies over twelve orders of magnitude."""
+    for param in params:
+        grad = torch.randn(param.shape, generator=random)
+        grad = grad * 10 ** torch.randint(-9, 3, param.shape, generator=random)
+        param.grad = torch.empty_like(param).copy_(grad.to(param.dtype))
+
+
+def run(backend: str, case: Case, device: str = "cpu", steps: int = 5) -> dict[str, Tensor]:
+    """Takes steps and returns all parameters and states, by name, on the CPU.
+
+    Args:
+        backend: A name in ``grokfused.backends.BACKENDS``.
+        case: What to run. No hyperparameter has its default value.
+        device: Where the parameters live.
+        steps: How many steps.
+
+    Raises:
+        BackendUnavailable: The backend cannot run there; the message says why.
+    """
+    params = parameters(case.param_dtype, device)
+    kind = GrokAdam if case.decay == "coupled" else GrokAdamW
+    optimizer = kind(
+        params,
+        lr=3e-3,
+        betas=(0.87, 0.993),
+        eps=3e-7,
+        weight_decay=0.037,
+        amsgrad=case.amsgrad,
+        grad_filter=case.grad_filter,
+        alpha=0.93,
+        lamb=1.7,
+        maximize=case.maximize,
+        state_dtype=case.state_dtype,
+        state_rounding=case.state_rounding,
+        seed=7,
+        backend=backend,
+    )
+    random = torch.Generator().manual_seed(2)
+    for _ in range(steps):
+        set_grads(params, random)
+        optimizer.step()
+    results = {}
+    for name, param in zip(SHAPES, params, strict=True):
+        results[f"{name} param"] = param.detach().cpu()
+        for key in ("step", *STATE_ARRAYS):
+            if key in optimizer.state[param]:
+                results[f"{name} {key}"] = optimizer.state[param][key].cpu()
+    return results
+
+
+def differing_bits(a: Tensor, b: Tensor) -> int:
+    """Counts the elements that differ in any bit; every NaN counts as the same."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return max(a.numel(), b.numel(), 1)
+    integers = {2: torch.int16, 4: torch.int32}[a.element_size()]
+    same = (a.contiguous().view(integers) == b.contiguous().view(integers)) | (a.isnan() & b.isnan())
+    return int((~same).sum())
+
+
+def disagreements(results: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, int]:
+    """Returns how many elements differ, for each tensor in which some do."""
+    counts = {name: differing_bits(results[name], truth[name]) for name in truth}
+    return {name: count for name, count in counts.items() if count}

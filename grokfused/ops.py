@@ -1,0 +1,85 @@
+"""The native backend: loads ``_C`` and wraps the op ``torch.ops.grokfused.adamw_step_``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PARAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+STATE_DTYPES = (torch.float32, torch.bfloat16)
+
+_missing: str | None = None
+try:
+    import grokfused._C as _C
+except ImportError as error:  # not built, or built for another Python or torch
+    _missing = f"grokfused._C cannot be imported ({error})"
+    _build_error = Path(__file__).with_name("_build_error.txt")
+    if _build_error.exists():
+        _missing += f"; its build failed:\n{_build_error.read_text().strip()}"
+
+
+def build_info() -> dict[str, Any] | None:
+    """Returns how ``_C`` was built (version, torch target, compiler, flags), or None without it."""
+    return None if _missing else dict(_C.build_info())
+
+
+def why_not(kind: Any) -> str | None:
+    """Says why this backend cannot run a bucket of this kind (``backends.Kind``), or None."""
+    if _missing:
+        return _missing
+    if kind.device not in _devices():
+        return f"_C was built without a kernel for {kind.device}"
+    if not kind.dense:
+        return "a parameter has gaps in its memory (a strided view)"
+    return None
+
+
+def _devices() -> tuple[str, ...]:
+    return ("cpu", "cuda") if _C.build_info()["cuda_architectures"] else ("cpu",)
+
+
+def adamw_step_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    max_exp_avg_sqs: list[Tensor],
+    grad_emas: list[Tensor],
+    steps: Tensor,
+    scalars: Tensor,
+    rows: list[int],
+    **options: Any,
+) -> None:
+    """Updates params, states and step counters in place, in one pass; see ``reference.adamw_step_``.
+
+    Raises:
+        RuntimeError: A tensor does not fit its parameter; nothing was changed.
+    """
+    torch.ops.grokfused.adamw_step_.default(
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        max_exp_avg_sqs,
+        grad_emas,
+        steps,
+        scalars,
+        rows,
+        **options,
+    )
+    # What torch's own in-place operations do: a backward pass through the old values then fails loudly.
+    torch.autograd.graph.increment_version(params)
+
+
+if not _missing:
+    # The op has no derivative. Falling through says so at once; torch's stand-in for a missing autograd
+    # kernel would look at every tensor of every step first.
+    _library = torch.library.Library("grokfused", "IMPL")
+    _library.impl("adamw_step_", torch.library.fallthrough_kernel, "Autograd")
+
+    @torch.library.register_fake("grokfused::adamw_step_")  # type: ignore[untyped-decorator]
+    def _adamw_step_fake(*args: Any, **options: Any) -> None:
+        """In place, so there is no output whose shape a tracer would need."""

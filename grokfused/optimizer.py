@@ -1,0 +1,347 @@
+"""The optimizers: GrokAdam and GrokAdamW, drop-in replacements of torch.optim.Adam and AdamW."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from grokfused import backends
+from grokfused.buckets import Bucket, into_buckets, prepare_state
+from grokfused.checkpoint import owned_state, saved_states
+from grokfused.grad_filter import FILTERS, INITS
+from grokfused.scalars import checked_hyperparameters
+from grokfused.storage import (
+    STATE_DTYPES,
+    check_param,
+    fitting_grad,
+    state_dtype_name,
+)
+
+CHOICES = {
+    "grad_filter": tuple(FILTERS),
+    "grad_ema_init": INITS,
+    "state_dtype": tuple(STATE_DTYPES),
+    "state_rounding": ("stochastic", "nearest"),
+    "backend": backends.NAMES,
+}
+FLAGS = ("amsgrad", "maximize", "capturable", "differentiable")
+# Which bucket a parameter is in depends on these, and on nothing else in its group.
+STRUCTURE = ("grad_filter", "grad_ema_init", "amsgrad", "state_rounding", "seed", "backend")
+
+
+def _same(new: Sequence[Any], old: Sequence[Any]) -> bool:
+    """True when two lists hold the same objects (== would compare tensors element by element)."""
+    return len(new) == len(old) and all(map(operator.is_, new, old))
+
+
+def _with_grad(params: list[Tensor]) -> list[Tensor]:
+    return [param for param in params if param.grad is not None]
+
+
+def _memory_orders(tensors: list[Tensor]) -> list[bool | tuple[int, ...]] | None:
+    """Returns, per tensor, True for C order or else its strides; None when one is sparse."""
+    try:
+        return [tensor.is_contiguous() or tensor.stride() for tensor in tensors]
+    except (RuntimeError, NotImplementedError):
+        return None
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Raises ValueError or TypeError naming the first option that is out of its range."""
+    checked_hyperparameters(options)
+    for name, allowed in CHOICES.items():
+        if options[name] not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}, got {options[name]!r}")
+    for name in FLAGS:
+        if not isinstance(options[name], bool):
+            raise TypeError(f"{name} must be True or False, got {options[name]!r}")
+    for name in ("foreach", "fused"):
+        if options[name] not in (None, True, False):
+            raise TypeError(f"{name} must be None, True or False, got {options[name]!r}")
+    if isinstance(options["seed"], bool) or not isinstance(options["seed"], int):
+        raise TypeError(f"seed must be an integer, got {options['seed']!r}")
+    if options["differentiable"]:
+        raise ValueError(
+            "differentiable=True is not supported: the step is one in-place pass that autograd cannot "
+            "see; use torch.optim.AdamW(differentiable=True)"
+        )
+    if options["fused"] and options["foreach"]:
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+
+
+def _refuse_misspelt(names: Iterable[str], known: Iterable[str], *, any_unknown: bool) -> None:
+    """Raises TypeError for a name that is not known but close to one that is (or for any)."""
+    known = list(known)
+    for name in names:
+        if name in known:
+            continue
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5 if any_unknown else 0.75)
+        if nearest or any_unknown:
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known are {known}"
+            raise TypeError(f"unexpected keyword argument {name!r}{hint}")
+
+
+class GrokAdam(Optimizer):
+    """Adam on gradients whose slow part is amplified (Grokfast), in one pass over memory.
+
+    For each element at step t = 1, 2, ...:
+
+        g = -g                                     if maximize
+        h = alpha * h + (1 - alpha) * g            slow gradient   (Lee et al. 2024, arXiv:2405.20233)
+        g = g + lamb * h
+        g = g + weight_decay * p                   GrokAdam   (as torch.optim.Adam)
+        p = p * (1 - lr * weight_decay)            GrokAdamW  (as torch.optim.AdamW, arXiv:1711.05101)
+        m = m + (1 - beta1) * (g - m)              (Kingma & Ba 2015, arXiv:1412.6980)
+        v = beta2 * v + (1 - beta2) * g * g
+        p = p - lr / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + eps)
+
+    ``p.grad`` is never modified. With ``lamb=0`` this is torch.optim's optimizer to rounding. Every option
+    is an entry of the parameter group, may differ between groups and may be changed between steps.
+
+    Args:
+        params: Parameters (float32, bfloat16 or float16), named parameters, or groups of them.
+        lr: Step length, parameter units per step. >= 0; a float or a one-element tensor.
+            (default: 1e-3)
+        betas: Memories of the two moments, both in [0, 1). (default: (0.9, 0.999))
+        eps: Added to the root of the second moment, gradient units. >= 0. (default: 1e-8)
+        weight_decay: >= 0. (default: 0 for GrokAdam, 1e-2 for GrokAdamW)
+        amsgrad: Divide by the largest second moment so far (arXiv:1904.09237). (default: False)
+        grad_filter: "ema", or "none" for plain Adam without the filter's memory. (default: "ema")
+        alpha: Memory of the slow gradient; 1 / (1 - alpha) is its time constant in steps. In [0, 1).
+            (default: 0.98)
+        lamb: How much of the slow gradient is added. Any finite number. (default: 2.0)
+        grad_ema_init: "first": the slow gradient starts as the first gradient, as in the authors'
+            code; "zero": it starts as 0. (default: "first")
+        maximize: Ascend instead of descend. (default: False)
+        capturable: Accepted for CUDA graphs; no effect on CPU parameters. (default: False)
+        foreach, fused: Accepted, so that an AdamW call site needs no edit; no effect.
+        differentiable: Must be False.
+        state_dtype: torch.float32 or torch.bfloat16, the dtype of all states. (default: torch.float32)
+        state_rounding: How bfloat16 states are rounded: "stochastic" (unbiased) or "nearest" (a second
+            moment with beta2 = 0.999 then stops moving). (default: "stochastic")
+        seed: Picks the random bits of stochastic rounding, with step and element index. (default: 0)
+        backend: "auto", "native" or "reference"; see ``grokfused.info()``. (default: "auto")
+
+    State per parameter: ``step`` [] float32; ``exp_avg``, ``exp_avg_sq``, ``grad_ema`` (with the filter) and
+    ``max_exp_avg_sq`` (with amsgrad), each of the parameter's shape and in its memory order.
+
+    Raises:
+        ValueError, TypeError: An option is out of its range or of the wrong type, or a parameter cannot
+            be stepped; the message names it, its value and the range. Nothing was changed.
+        BackendUnavailable: ``backend`` was asked for by name and cannot run here (at the first step).
+        RuntimeError: At a step: a gradient is sparse or does not fit its parameter. Nothing was changed.
+    """
+
+    decay = "coupled"
+    # The plan: the buckets, and what they were made for. Not part of the pickled state.
+    _buckets: Sequence[Bucket] = ()
+    _stepped: Sequence[Tensor] = ()
+    _states: Sequence[dict[str, Any]] = ()
+    _orders: object = None
+    _options: object = None
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        grad_filter: str = "ema",
+        alpha: float = 0.98,
+        lamb: float = 2.0,
+        grad_ema_init: str = "first",
+        maximize: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        differentiable: bool = False,
+        state_dtype: torch.dtype | str = torch.float32,
+        state_rounding: str = "stochastic",
+        seed: int = 0,
+        backend: str = "auto",
+        **unknown: Any,
+    ) -> None:
+        defaults = dict(locals())
+        for not_an_option in ("self", "params", "unknown", "__class__"):
+            defaults.pop(not_an_option, None)
+        _refuse_misspelt(unknown, defaults, any_unknown=True)
+        defaults["state_dtype"] = state_dtype_name(state_dtype)
+        _check_options(defaults)
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group of parameters; options it does not name are the optimizer's own.
+
+        Raises:
+            ValueError, TypeError: As for the class; a key close to an option's name is taken for a
+                misspelling. Nothing was changed.
+        """
+        if isinstance(param_group, dict) and "params" in param_group:
+            _refuse_misspelt(param_group, ("params", *self.defaults), any_unknown=False)
+            group = dict(param_group)
+            if not isinstance(group["params"], (Tensor, set)):
+                group["params"] = list(group["params"])
+            if "state_dtype" in group:
+                group["state_dtype"] = state_dtype_name(group["state_dtype"])
+            _check_options({**self.defaults, **group})
+            params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
+            for index, param in enumerate(params):
+                named = isinstance(param, tuple)
+                name = f"parameter {param[0] if named else index!r} of group {len(self.param_groups)}"
+                check_param(param[1] if named else param, name)
+            param_group = group
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Takes one step on every parameter that has a gradient.
+
+        Args:
+            closure: Re-evaluates the model and returns the loss. (default: None)
+
+        Returns:
+            What the closure returned, or None.
+        """
+        self._accelerator_graph_capture_health_check()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        grads, buckets = self._ready()
+        tables = [bucket.scalars() for bucket in buckets]  # all, before the first bucket changes
+        for bucket, scalars in zip(buckets, tables, strict=True):
+            bucket.step_(grads, scalars)
+        return loss
+
+    def _ready(self) -> tuple[list[Tensor], Sequence[Bucket]]:
+        """Returns the gradients of this step and the buckets they belong to; nothing has changed yet.
+
+        The buckets are kept from step to step, until other parameters have gradients, or a state, an
+        option or a parameter's memory was exchanged.
+        """
+        params = [param for group in self.param_groups for param in group["params"]]
+        grads = [param.grad for param in params]
+        found = [grad for grad in grads if grad is not None]
+        stepped = params if len(found) == len(params) else _with_grad(params)
+        if not self._plan_holds(stepped):
+            found = self._fitting(stepped)
+            self._plan(stepped)
+        elif not self._op_checks_all() or _memory_orders(found) != self._orders:
+            found = self._fitting(stepped)
+            if _memory_orders(stepped) != self._orders:
+                self._plan(stepped)
+        return found, self._buckets
+
+    def _plan_holds(self, stepped: list[Tensor]) -> bool:
+        """True while the buckets are those of these parameters, with these states and options."""
+        return (
+            _same(stepped, self._stepped)
+            and _same(list(self.state.values()), self._states)
+            and self._group_options() == self._options
+            and all(bucket.owns_steps() for bucket in self._buckets)
+        )
+
+    def _plan(self, stepped: list[Tensor]) -> None:
+        """Prepares the states of the parameters with a gradient and sorts them into buckets."""
+        owners = {param: group for group in self.param_groups for param in group["params"]}
+        for group in self.param_groups:
+            _check_options(group)
+        for param in stepped:
+            check_param(param, self._name(param))
+        members = [(param, self.state[param], owners[param]) for param in stepped]
+        for member in members:
+            prepare_state(*member)
+        self._buckets = into_buckets(members, self.decay)
+        self._stepped, self._orders = stepped, _memory_orders(stepped)
+        self._states, self._options = list(self.state.values()), self._group_options()
+
+    def _op_checks_all(self) -> bool:
+        """True when the op refuses what does not fit by itself, before anything has changed."""
+        return len(self._buckets) == 1 and self._buckets[0].checks_tensors
+
+    def _group_options(self) -> list[tuple[Any, ...]]:
+        """What buckets depend on in the groups."""
+        return [
+            (*map(group.__getitem__, STRUCTURE), not group["weight_decay"]) for group in self.param_groups
+        ]
+
+    def _fitting(self, stepped: list[Tensor]) -> list[Tensor]:
+        """Returns the gradients, each in its parameter's memory order, or raises."""
+        return [
+            fitting_grad(param, param.grad, self._name(param)) for param in stepped if param.grad is not None
+        ]
+
+    def _name(self, param: Tensor) -> str:
+        for number, group in enumerate(self.param_groups):
+            for index, other in enumerate(group["params"]):
+                if other is param:
+                    name = group.get("param_names", {index: index})[index]
+                    return f"parameter {name!r} of group {number} (shape {list(param.shape)})"
+        raise AssertionError("a parameter of no group")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state dict; states keep the dtype they were saved in and get memory of their own.
+
+        Takes the state dicts of torch.optim.Adam and AdamW too: the moments are adopted and the slow
+        gradient starts at the next gradient.
+
+        Raises:
+            ValueError: The state dict does not fit (other groups, other shapes, missing states, or a
+                dtype that would lose bits). Nothing was changed.
+        """
+        saved: list[Any] = []
+
+        def check(_: Optimizer, final: dict[str, Any] | None = None) -> None:
+            default = self.defaults["state_dtype"]
+            saved.extend(saved_states(self.param_groups, final or state_dict, default))
+
+        def restore(_: Optimizer) -> None:
+            for param, dtype, state in saved:
+                self.state[param] = owned_state(param, dtype, state)
+
+        # Hooks, so that those of others see what they would see with torch's own optimizers.
+        before = self.register_load_state_dict_pre_hook(check)
+        after = self.register_load_state_dict_post_hook(restore, prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._stepped = self._buckets = ()
+        for group in self.param_groups:
+            for name, default in self.defaults.items():
+                group.setdefault(name, default)
+
+
+class GrokAdamW(GrokAdam):
+    """AdamW on gradients whose slow part is amplified (Grokfast), in one pass over memory.
+
+    ``GrokAdam`` with decoupled weight decay, ``p = p * (1 - lr * weight_decay)``, and 1e-2 as its default;
+    equations, arguments, state and errors are described there.
+    """
+
+    decay = "decoupled"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)

@@ -1,0 +1,208 @@
+"""The truth: the step in plain PyTorch, one rounding per operation, in the written order.
+
+Every backend must equal this file bit for bit. It is written to be checked against the equations, so
+it uses ``+ - * /`` only: torch's own fused forms (lerp, addcmul, addcdiv, add with alpha) reorder or
+fuse roundings. It runs on CPU tensors whatever the device, because CUDA divides differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_UINT32 = 0xFFFFFFFF
+
+
+class Scalars(NamedTuple):
+    """One row of the op's scalar table; field for field ``csrc/step/scalars.h``.
+
+    Each field is named for what it multiplies. ``grokfused.scalars`` derives them.
+    """
+
+    step: float
+    grad_factor: float
+    alpha: float
+    alpha_weight: float
+    lamb: float
+    weight_decay: float
+    param_scale: float
+    beta1_weight: float
+    beta2: float
+    beta2_weight: float
+    step_size: float
+    denom_scale: float
+    eps: float
+
+
+def why_not(kind: Any) -> str | None:
+    """Says why this backend cannot run a bucket of this kind: it always can."""
+    return None
+
+
+def filter_grad(grad: Tensor, grad_ema: Tensor, scalars: Scalars) -> tuple[Tensor, Tensor]:
+    """Amplifies the slow part of the gradient (Lee et al. 2024, arXiv:2405.20233, algorithm 2).
+
+    Args:
+        grad: float32 [n], in true units.
+        grad_ema: float32 [n], the slow gradient so far.
+        scalars: The step's ``Scalars``, as Python floats that float32 holds exactly.
+
+    Returns:
+        The amplified gradient and the new slow gradient, float32 [n] each.
+    """
+    grad_ema = scalars.alpha * grad_ema + scalars.alpha_weight * grad
+    return grad + scalars.lamb * grad_ema, grad_ema
+
+
+def adamw(values: dict[str, Tensor], scalars: Scalars, decay: str) -> dict[str, Tensor]:
+    """Updates moments and parameter (Kingma & Ba 2015, arXiv:1412.6980; arXiv:1711.05101, Alg. 2).
+
+    Args:
+        values: float32 [n] each: ``param``, ``grad`` (filtered), ``exp_avg``, ``exp_avg_sq`` and, for
+            AMSGrad (arXiv:1904.09237), ``max_exp_avg_sq``.
+        scalars: The step's ``Scalars``, as Python floats that float32 holds exactly.
+        decay: "coupled" (torch.optim.Adam) or "decoupled" (torch.optim.AdamW).
+
+    Returns:
+        The new values, under the same names.
+    """
+    new = dict(values)
+    if decay == "coupled":
+        new["grad"] = new["grad"] + scalars.weight_decay * new["param"]
+    else:
+        new["param"] = new["param"] * scalars.param_scale
+    grad = new["grad"]
+    new["exp_avg"] = new["exp_avg"] + scalars.beta1_weight * (grad - new["exp_avg"])
+    new["exp_avg_sq"] = scalars.beta2 * new["exp_avg_sq"] + scalars.beta2_weight * grad * grad
+    second_moment = new["exp_avg_sq"]
+    if "max_exp_avg_sq" in new:
+        second_moment = torch.maximum(new["max_exp_avg_sq"], second_moment)
+        new["max_exp_avg_sq"] = second_moment
+    # torch's float32 sqrt is not correctly rounded for long tensors; through float64 it is.
+    root = second_moment.double().sqrt().float()
+    denom = root * scalars.denom_scale + scalars.eps
+    new["param"] = new["param"] - scalars.step_size * new["exp_avg"] / denom
+    return new
+
+
+def step(values: dict[str, Tensor], scalars: Scalars, decay: str) -> dict[str, Tensor]:
+    """Takes one step: the rooms in their order.
+
+    Args:
+        values: float32 [n] each, as in ``adamw``; with ``grad_ema`` the gradient is filtered first.
+        scalars: The step's ``Scalars``, as Python floats that float32 holds exactly.
+        decay: "coupled" or "decoupled".
+
+    Returns:
+        The new values, under the same names.
+    """
+    new = dict(values)
+    new["grad"] = new["grad"] * scalars.grad_factor
+    if "grad_ema" in new:
+        new["grad"], new["grad_ema"] = filter_grad(new["grad"], new["grad_ema"], scalars)
+    return adamw(new, scalars, decay)
+
+
+def scramble(bits: Tensor) -> Tensor:
+    """Mixes 32 bits (int64 tensor in [0, 2**32)) bijectively: Chris Wellons' "lowbias32"."""
+    bits = ((bits ^ (bits >> 16)) * 0x7FEB352D) & _UINT32
+    bits = ((bits ^ (bits >> 15)) * 0x846CA68B) & _UINT32
+    return bits ^ (bits >> 16)
+
+
+def random_key(seed: int, step: float) -> Tensor:
+    """Returns the key (int64 []) of one step's random bits."""
+    return scramble(scramble(torch.tensor(seed & _UINT32)) ^ int(step))
+
+
+def random_bits(count: int, key: Tensor) -> dict[str, Tensor]:
+    """Returns 16 random bits (int64 [count]) per state, from key and element index alone."""
+    moment_bits = scramble(key ^ (torch.arange(count) & _UINT32))
+    other_bits = scramble(moment_bits ^ key)
+    return {
+        "exp_avg": moment_bits & 0xFFFF,
+        "exp_avg_sq": moment_bits >> 16,
+        "max_exp_avg_sq": other_bits >> 16,
+        "grad_ema": other_bits & 0xFFFF,
+    }
+
+
+def round_stochastically(values: Tensor, bits: Tensor) -> Tensor:
+    """Rounds float32 [n] to bfloat16 [n], up with probability equal to the fraction cut off.
+
+    Args:
+        values: float32 [n].
+        bits: int64 [n], uniform in [0, 2**16).
+    """
+    # To the sixteen bits that will be cut off, add sixteen random ones: the carry rounds up.
+    carried = ((values.view(torch.int32).long() & _UINT32) + bits) >> 16
+    carried = torch.where(values.isnan(), 0x7FC0, carried & 0xFFFF)
+    signed = torch.where(carried >= 0x8000, carried - 0x10000, carried)
+    return signed.to(torch.int16).view(torch.bfloat16)
+
+
+def round_to(values: Tensor, dtype: torch.dtype, bits: Tensor | None = None) -> Tensor:
+    """Rounds float32 [n] to ``dtype``: to nearest even, or with ``bits`` stochastically."""
+    if bits is None or dtype is torch.float32:
+        return values.to(dtype)
+    return round_stochastically(values, bits)
+
+
+def in_memory_order(tensor: Tensor, like: Tensor) -> Tensor:
+    """Returns a view whose C order is the order in which ``like`` lies in memory."""
+    return tensor.permute(sorted(range(like.dim()), key=like.stride, reverse=True))
+
+
+def adamw_step_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    max_exp_avg_sqs: Sequence[Tensor],
+    grad_emas: Sequence[Tensor],
+    steps: Tensor,
+    scalars: Tensor,
+    rows: Sequence[int],
+    *,
+    grad_filter: str,
+    decay: str,
+    amsgrad: bool,
+    state_rounding: str,
+    seed: int,
+) -> None:
+    """Updates params, states and step counters in place; the op's arguments (``csrc/op.cpp``).
+
+    Args:
+        params, grads: float32, bfloat16 or float16, any shape and any strides.
+        exp_avgs, exp_avg_sqs: float32 or bfloat16, shaped like the parameters.
+        max_exp_avg_sqs: The same, or empty without ``amsgrad``.
+        grad_emas: The same, or empty when ``grad_filter`` is "none".
+        steps: float32 [tensors], each becoming its row's ``step``.
+        scalars: float32 [rows, fields of ``Scalars``].
+        rows: The row of ``scalars`` for each tensor.
+        grad_filter: "ema" or "none".
+        decay: "coupled" or "decoupled".
+        amsgrad: Whether the denominator is the largest second moment so far.
+        state_rounding: "nearest" or "stochastic"; how bfloat16 states are rounded.
+        seed: Picks the random bits, together with step and element index.
+    """
+    arrays = {"param": params, "grad": grads, "exp_avg": exp_avgs, "exp_avg_sq": exp_avg_sqs}
+    if amsgrad:
+        arrays["max_exp_avg_sq"] = max_exp_avg_sqs
+    if grad_filter == "ema":
+        arrays["grad_ema"] = grad_emas
+    for t, row in enumerate(rows):
+        ordered = {name: in_memory_order(list_[t], params[t]) for name, list_ in arrays.items()}
+        values = {name: view.reshape(-1).float().cpu() for name, view in ordered.items()}
+        numbers = Scalars(*scalars[row].tolist())
+        new = step(values, numbers, decay)
+        bits = {}
+        if state_rounding == "stochastic":
+            bits = random_bits(params[t].numel(), random_key(seed, numbers.step))
+        for name, view in ordered.items():
+            if name != "grad":
+                view.copy_(round_to(new[name], view.dtype, bits.get(name)).view(view.shape))
+        steps[t] = numbers.step

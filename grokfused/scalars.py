@@ -1,0 +1,123 @@
+"""The numbers every element shares: checked, derived once in float64, rounded once to float32.
+
+No backend computes any of them again, which is why all backends agree to the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy
+import torch
+from torch import Tensor
+
+from grokfused.reference import Scalars
+
+
+class Range(NamedTuple):
+    """Where a hyperparameter may lie, and torch.optim's words for it where torch has some."""
+
+    torch_name: str
+    text: str
+    low: float = 0.0
+    below: float = math.inf
+
+
+RANGES = {
+    "lr": Range("learning rate", "lr must be a finite number >= 0, or a tensor of one"),
+    "eps": Range("epsilon value", "eps must be a finite number >= 0"),
+    "weight_decay": Range("weight_decay value", "weight_decay must be a finite number >= 0"),
+    "alpha": Range("alpha value", "alpha must be in [0, 1)", below=1.0),
+    "lamb": Range("lamb value", "lamb must be a finite number", low=-math.inf),
+}
+BETA = Range("beta parameter at index {}", "betas must be two numbers in [0, 1)", below=1.0)
+
+
+def _check(value: object, allowed: Range, index: int = 0) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{allowed.text}, got {value!r} of type {type(value).__name__}")
+    number = float(value)
+    if not (allowed.low <= number < allowed.below and math.isfinite(number)):
+        raise ValueError(f"Invalid {allowed.torch_name.format(index)}: {value} ({allowed.text})")
+    return number
+
+
+class Hyperparameters(NamedTuple):
+    """A group's hyperparameters, checked, as floats."""
+
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    alpha: float
+    lamb: float
+
+
+@lru_cache(maxsize=64, typed=True)
+def _checked(lr: Any, beta1: Any, beta2: Any, *others: Any) -> Hyperparameters:
+    names = ("eps", "weight_decay", "alpha", "lamb")
+    return Hyperparameters(
+        _check(lr, RANGES["lr"]),
+        (_check(beta1, BETA, 0), _check(beta2, BETA, 1)),
+        *(_check(value, RANGES[name]) for name, value in zip(names, others, strict=True)),
+    )
+
+
+def checked_hyperparameters(group: Mapping[str, Any]) -> Hyperparameters:
+    """Returns the group's hyperparameters as floats.
+
+    Raises:
+        TypeError, ValueError: One is no number or out of its range; the message names it, its value
+            and the range.
+    """
+    betas = group["betas"]
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise TypeError(f"{BETA.text}, got {betas!r}")
+    lr = group["lr"]
+    if isinstance(lr, Tensor) and lr.numel() == 1:
+        lr = lr.item()  # its value is what counts, and may have changed
+    values = (lr, *betas, *(group[name] for name in ("eps", "weight_decay", "alpha", "lamb")))
+    try:
+        return _checked(*values)
+    except TypeError:  # unhashable: no number either way
+        return _checked.__wrapped__(*values)
+
+
+def step_scalars(group: Mapping[str, Any], step: float, first_ema_step: float) -> Scalars:
+    """Derives the scalars of one step of one parameter group, in float64.
+
+    Args:
+        group: The group's hyperparameters, as schedulers may have left them.
+        step: 1, 2, ...: the number this step will have, exact in float32 (below 2**24).
+        first_ema_step: The step in which the slow gradient starts as the gradient itself.
+
+    Raises:
+        TypeError, ValueError: A hyperparameter is no number or out of range; the message names it.
+    """
+    lr, (beta1, beta2), eps, weight_decay, alpha, lamb = checked_hyperparameters(group)
+    if step == first_ema_step:  # 0 * h + 1 * g: the slow gradient starts as the gradient, exactly
+        alpha = 0.0
+    return Scalars(
+        step=step,
+        grad_factor=-1.0 if group["maximize"] else 1.0,
+        alpha=alpha,
+        alpha_weight=1.0 - alpha,
+        lamb=lamb,
+        weight_decay=weight_decay,
+        param_scale=1.0 - lr * weight_decay,
+        beta1_weight=1.0 - beta1,
+        beta2=beta2,
+        beta2_weight=1.0 - beta2,
+        step_size=lr / (1.0 - beta1**step),
+        denom_scale=1.0 / math.sqrt(1.0 - beta2**step),
+        eps=eps,
+    )
+
+
+def scalar_table(rows: Sequence[Scalars]) -> Tensor:
+    """Returns the rows rounded to float32 (the one rounding there is): [rows, fields of Scalars]."""
+    return torch.from_numpy(numpy.array(rows, dtype=numpy.float32, ndmin=2))
