@@ -1,0 +1,47 @@
+# Everything a newcomer types. `make demo` and `make test` set up what they need.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+NATIVE_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+BUILT := $(VENV)/.built
+# The ninja and the Python of the environment, not those of the system.
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: demo test lint format bench-cpu sanitize clean
+
+demo: $(BUILT)
+	$(BIN)/grokfused grok --overwrite
+
+test: $(BUILT)
+	$(BIN)/python -m pytest -q
+
+lint: $(BUILT)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES)
+	$(BIN)/python tests/compile_strictly.py
+
+format: $(BUILT)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(NATIVE_SOURCES)
+
+bench-cpu: $(BUILT)
+	$(BIN)/python -m bench.step_cpu
+
+# By hand: the native tests under AddressSanitizer and UndefinedBehaviourSanitizer.
+sanitize: $(BUILT)
+	$(BIN)/python tests/run_sanitized.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info grokfused/_C*.so grokfused/_build_error.txt
+
+$(VENV)/.installed: requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+$(BUILT): $(VENV)/.installed setup.py pyproject.toml $(NATIVE_SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
+	touch $@

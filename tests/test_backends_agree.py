@@ -1,0 +1,65 @@
+"""Every backend equals the reference bit for bit, whatever the options, shapes and thread count."""
+
+import pytest
+import torch
+
+from grokfused import GrokAdamW
+from grokfused.lab.agreement import Case, cases, differing_bits, disagreements, run
+
+THREADS = (1, 2, 3)
+
+
+@pytest.fixture
+def threads():
+    """Restores torch's thread count."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("case", list(cases()), ids=str)
+def test_native_equals_reference_bit_for_bit(case: Case, threads) -> None:
+    truth = run("reference", case)
+    for count in THREADS:
+        threads(count)
+        assert disagreements(run("native", case), truth) == {}, f"{count} threads"
+
+
+def test_the_grid_holds_every_option() -> None:
+    seen = list(cases())
+    assert len(seen) == 3 * 3 * 2 * 2 * 2
+    assert {case.maximize for case in seen} == {False, True}
+
+
+# Where rounding, selection and special values meet: signed zeros, the smallest and largest numbers of
+# each format, ties of 16-bit rounding, infinities and NaN.
+SPECIAL = [0.0, -0.0, 1e-45, -1e-45, 1.1754944e-38, 5.9604645e-08, 2.98e-08, 6.1e-05, 65504.0, 65519.9]
+SPECIAL += [65520.0, -65536.0, 3.3895314e38, 3.4028235e38, 1.00390625, 1.01171875, 1.0004883, 1.0014648]
+SPECIAL += [float("inf"), float("-inf"), float("nan")]
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("param_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_special_values_take_the_same_way_on_all_backends(param_dtype, state_dtype, rounding) -> None:
+    grid = torch.tensor(SPECIAL)
+    values, grads = torch.cartesian_prod(grid, grid).to(param_dtype).unbind(1)
+    results = []
+    for backend in ("reference", "native"):
+        param = values.clone().requires_grad_()
+        optimizer = GrokAdamW(
+            [param],
+            lr=0.02,
+            weight_decay=0.3,
+            lamb=0.7,
+            amsgrad=True,
+            state_dtype=state_dtype,
+            state_rounding=rounding,
+            backend=backend,
+        )
+        for factor in (1.0, -0.5, 3.0):
+            param.grad = (grads.float() * factor).to(param_dtype)
+            optimizer.step()
+        results.append({"param": param.detach(), **optimizer.state[param]})
+    truth, native = results
+    assert {name: differing_bits(native[name], truth[name]) for name in truth} == dict.fromkeys(truth, 0)

@@ -1,0 +1,76 @@
+"""Installing: `_C` says how it was built, and a machine without a compiler gets a working package."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import grokfused
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_extension_says_how_it_was_built() -> None:
+    build = grokfused.info()["build"]
+    assert build["version"] == grokfused.__version__
+    assert build["torch_target"] == "2.10"
+    assert "-ffp-contract=off" in build["flags"]
+    assert "fast-math" not in build["flags"]
+
+
+def test_info_names_the_backend_that_auto_takes() -> None:
+    info = grokfused.info()
+    assert info["auto"]["cpu"] == "native"
+    assert info["backends"]["reference"]["available"][0] == "cpu"
+    assert info["torch"] == torch.__version__
+
+
+def test_setup_is_short() -> None:
+    assert len((ROOT / "setup.py").read_text().splitlines()) <= 100
+
+
+# An editable installation's finder would find the repository's own _C: this copy must do without.
+TRAIN = """
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+import warnings, torch, grokfused
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    p = torch.ones(3, requires_grad=True)
+    for optimizer in (grokfused.GrokAdamW([p]), grokfused.GrokAdam([p])):
+        p.grad = torch.ones(3)
+        optimizer.step()
+        optimizer.step()
+print(p.tolist() != [1.0] * 3, grokfused.info()["auto"]["cpu"], len(caught), str(caught[0].message))
+"""
+
+
+def test_without_a_compiler_the_package_works_and_quotes_the_compiler_once(tmp_path) -> None:
+    source = tmp_path / "source"
+    kept = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
+    source.mkdir()
+    for name in kept:
+        shutil.copy(ROOT / name, source)
+    for folder in ("csrc", "grokfused"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho 'this machine has no compiler' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    environment = {**os.environ, "CXX": str(broken), "CC": str(broken)}
+    environment.pop("PYTHONPATH", None)
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
+        cwd=source,
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
+    assert list((source / "grokfused").glob("_C*.so")) == []
+    shown = subprocess.run(
+        [sys.executable, "-c", TRAIN], cwd=source, capture_output=True, text=True, check=True
+    ).stdout
+    assert shown.startswith("True reference 1 grokfused takes its slow reference backend on cpu.")
+    assert "this machine has no compiler" in shown

@@ -1,0 +1,78 @@
+"""Scalars: derived in float64 from the equations, rounded once."""
+
+import math
+
+import numpy
+import pytest
+import torch
+
+from grokfused import GrokAdamW
+from grokfused.scalars import Scalars, scalar_table, step_scalars
+
+GROUP = {
+    "lr": 3e-3,
+    "betas": (0.87, 0.993),
+    "eps": 3e-7,
+    "weight_decay": 0.037,
+    "alpha": 0.93,
+    "lamb": 1.7,
+    "maximize": False,
+}
+
+
+@pytest.mark.parametrize("step", [1.0, 2.0, 10.0, 1000.0, 2.0**24 - 1])
+def test_each_scalar_is_its_formula_rounded_once(step) -> None:
+    expected = Scalars(
+        step=step,
+        grad_factor=1.0,
+        alpha=0.93,
+        alpha_weight=1 - 0.93,
+        lamb=1.7,
+        weight_decay=0.037,
+        param_scale=1 - 3e-3 * 0.037,
+        beta1_weight=1 - 0.87,
+        beta2=0.993,
+        beta2_weight=1 - 0.993,
+        step_size=3e-3 / (1 - 0.87**step),
+        denom_scale=1 / math.sqrt(1 - 0.993**step),
+        eps=3e-7,
+    )
+    table = scalar_table([step_scalars(GROUP, step, first_ema_step=0.0)])
+    assert table.dtype is torch.float32
+    assert table.tolist() == [[float(numpy.float32(value)) for value in expected]]
+
+
+def test_the_slow_gradient_starts_as_the_gradient_in_its_first_step_only() -> None:
+    first = step_scalars(GROUP, 5.0, first_ema_step=5.0)
+    assert (first.alpha, first.alpha_weight) == (0.0, 1.0)
+    assert step_scalars(GROUP, 6.0, first_ema_step=5.0).alpha == 0.93
+
+
+def test_maximize_turns_the_gradient_round() -> None:
+    assert step_scalars({**GROUP, "maximize": True}, 1.0, 0.0).grad_factor == -1.0
+
+
+def test_parameters_with_their_own_step_counts_get_their_own_bias_correction() -> None:
+    early, late = (torch.ones(3, requires_grad=True) for _ in range(2))
+    optimizer = GrokAdamW([early, late], lr=0.1, weight_decay=0.0, lamb=0.0)
+    early.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.step()
+    late.grad = torch.ones(3)
+    optimizer.step()
+    # Bias correction makes every step of a constant gradient -lr, to rounding: 3 steps and 1 step.
+    torch.testing.assert_close(early, torch.full((3,), 0.7), rtol=0, atol=1e-6)
+    torch.testing.assert_close(late, torch.full((3,), 0.9), rtol=0, atol=1e-6)
+    assert [optimizer.state[p]["step"].item() for p in (early, late)] == [3.0, 1.0]
+
+
+def test_a_step_counter_written_by_the_user_is_obeyed() -> None:
+    param = torch.ones(3, requires_grad=True)
+    other = torch.ones(3, requires_grad=True)
+    optimizer = GrokAdamW([param, other])
+    for p in (param, other):
+        p.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.state[param]["step"].fill_(41.0)
+    optimizer.step()
+    assert [optimizer.state[p]["step"].item() for p in (param, other)] == [42.0, 2.0]
