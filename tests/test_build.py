@@ -57,7 +57,14 @@ def test_without_a_compiler_the_package_works_and_quotes_the_compiler_once(tmp_p
     for folder in ("csrc", "grokfused"):
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     broken = tmp_path / "c++"
-    broken.write_text("#!/bin/sh\necho 'this machine has no compiler' >&2\nexit 1\n")
+    # It knows its version and nothing else.
+    broken.write_text(
+        """#!/bin/sh
+case "$*" in *-version*|*-dump*) exec c++ "$@";; esac
+echo 'this machine has no compiler' >&2
+exit 1
+"""
+    )
     broken.chmod(0o755)
     environment = {**os.environ, "CXX": str(broken), "CC": str(broken)}
     environment.pop("PYTHONPATH", None)
