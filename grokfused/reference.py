@@ -176,8 +176,10 @@ def adamw_step_(
     """Updates params, states and step counters in place; the op's arguments (``csrc/op.cpp``).
 
     Args:
-        params, grads: float32, bfloat16 or float16, any shape and any strides.
-        exp_avgs, exp_avg_sqs: float32 or bfloat16, shaped like the parameters.
+        params: float32, bfloat16 or float16, any shape and any strides.
+        grads: Like the parameters; read only.
+        exp_avgs: float32 or bfloat16, shaped like the parameters.
+        exp_avg_sqs: The same.
         max_exp_avg_sqs: The same, or empty without ``amsgrad``.
         grad_emas: The same, or empty when ``grad_filter`` is "none".
         steps: float32 [tensors], each becoming its row's ``step``.

@@ -5,7 +5,7 @@ The test suite runs it, and so does ``grokfused verify``: the way to trust a new
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -44,7 +44,13 @@ class Case(NamedTuple):
     maximize: bool
 
     def __str__(self) -> str:
-        words = [str(self.param_dtype), str(self.state_dtype), self.state_rounding, self.grad_filter, self.decay]
+        words = [
+            str(self.param_dtype),
+            str(self.state_dtype),
+            self.state_rounding,
+            self.grad_filter,
+            self.decay,
+        ]
         words += ["amsgrad"] * self.amsgrad + ["maximize"] * self.maximize
         return "-".join(words).replace("torch.", "")
 
@@ -144,3 +150,26 @@ def disagreements(results: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[
     """Returns how many elements differ, for each tensor in which some do."""
     counts = {name: differing_bits(results[name], truth[name]) for name in truth}
     return {name: count for name, count in counts.items() if count}
+
+
+def compare(
+    backend: str, device: str, grid: Sequence[Case], done: Callable[[], None]
+) -> dict[str, dict[str, int]]:
+    """Returns, for each case in which ``backend`` differs from the reference, what differs.
+
+    Args:
+        backend: A name in ``grokfused.backends.BACKENDS``.
+        device: Where ``backend`` runs; the reference is taken on the CPU.
+        grid: The cases.
+        done: Called after each case.
+
+    Raises:
+        BackendUnavailable: The backend cannot run there; the message says why.
+    """
+    wrong = {}
+    for case in grid:
+        differing = disagreements(run(backend, case, device), run("reference", case))
+        if differing:
+            wrong[str(case)] = differing
+        done()
+    return wrong

@@ -24,7 +24,8 @@ class Block(nn.Module):
             queries, x, x, attn_mask=None if last_only else causal, need_weights=False
         )
         x = queries + attended
-        return x + self.mlp(self.ln_2(x))
+        result: Tensor = x + self.mlp(self.ln_2(x))
+        return result
 
 
 class Decoder(nn.Module):

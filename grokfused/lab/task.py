@@ -1,4 +1,4 @@
-"""The task: multiplication modulo a prime, as equations of four tokens (Power et al. 2022, arXiv:2201.02177)."""
+"""The task: multiplication modulo a prime, as equations of four tokens (Power et al., arXiv:2201.02177)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Task(NamedTuple):
     """All equations ``x * y = answer (mod modulus)``, half for training.
 
     ``train`` and ``validation`` are int64 [equations, 4] of tokens x, ``*``, y, ``=``; the answers
-    are int64 [equations]. Tokens 0 to modulus - 1 are numbers, then come ``*`` and ``=``.
+    are int64 [equations]. Tokens 0 to modulus - 1 are numbers, then come ``=`` and ``*``.
     """
 
     modulus: int
@@ -27,19 +27,19 @@ class Task(NamedTuple):
         return self.modulus + 2
 
 
-def modular_multiplication(modulus: int = 97, seed: int = 0, device: str = "cpu") -> Task:
+def modular_multiplication(random: torch.Generator, modulus: int = 97, device: str = "cpu") -> Task:
     """Builds the task; x runs from 0, y from 1 to modulus - 1.
 
     Args:
+        random: Decides which half is for training.
         modulus: A prime. (default: 97, which gives 9,312 equations)
-        seed: Decides which half is for training. (default: 0)
         device: Where the tensors live. (default: "cpu")
     """
     x, y = torch.cartesian_prod(torch.arange(modulus), torch.arange(1, modulus)).unbind(1)
-    times, equals = torch.full_like(x, modulus), torch.full_like(x, modulus + 1)
+    equals, times = torch.full_like(x, modulus), torch.full_like(x, modulus + 1)
     equations = torch.stack([x, times, y, equals], dim=1)
     answers = x * y % modulus
-    order = torch.randperm(len(equations), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(equations), generator=random)
     halves = order.tensor_split([len(order) // 2])
     tensors = [part[half].to(device) for half in halves for part in (equations, answers)]
     return Task(modulus, *tensors)

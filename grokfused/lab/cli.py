@@ -1,0 +1,205 @@
+"""The command line: thin functions over the package, one per command."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import grokfused
+from grokfused.backends import BACKENDS, BackendUnavailable
+from grokfused.lab import agreement, report
+from grokfused.lab.run_folder import RunFolder, RunFolderError
+from grokfused.lab.training import WEIGHT_DECAY, Config, Experiment
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Grokfast's slow-gradient amplification and AdamW in one pass: demonstration and checks.",
+)
+console = Console()
+OptimizerName = Literal["grokadam", "grokadamw", "adam", "adamw"]
+BackendName = Literal["auto", "native", "reference"]
+CHECKPOINT_EVERY = 5  # evaluations
+
+
+def refuse(message: str) -> typer.Exit:
+    """Prints why a command cannot run and returns the exit to raise."""
+    Console(stderr=True).print(f"[red]grokfused:[/red] {message}", highlight=False)
+    return typer.Exit(2)
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether Ctrl-C was pressed; a second Ctrl-C ends at once.
+
+    A run may stop between two epochs only: in the middle of a step there is nothing to resume from.
+    """
+    pressed: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to run, as opposed to what: none of it changes a single bit of the result."""
+
+    budget: int
+    stop_at: float
+    resume: bool
+    overwrite: bool
+
+
+def train(config: Config, folder: RunFolder, plan: Plan) -> report.Run:
+    """Runs or continues one experiment; its files are valid at every moment."""
+    experiment = Experiment(config)
+    if plan.resume:
+        experiment.load_state_dict(folder.load())
+        folder.cut_metrics(experiment.iteration)
+    else:
+        folder.begin(config, plan.overwrite)
+        folder.save(experiment.state_dict())
+    arrived = report.Run(config, folder.evaluations()).arrival(plan.stop_at)
+    budget = 0 if arrived else plan.budget
+    with interruptible() as interrupted, report.bar(console, config.optimizer, plan.budget) as bar:
+        for number, evaluation in enumerate(experiment.evaluations(budget, plan.stop_at), 1):
+            folder.append(evaluation)
+            bar.show(evaluation)
+            if number % CHECKPOINT_EVERY == 0 or interrupted():
+                folder.save(experiment.state_dict())
+            if interrupted():
+                console.print(f"interrupted; the same command with --resume continues ({folder.path})")
+                raise typer.Exit(130)
+    folder.save(experiment.state_dict())
+    return report.Run(config, folder.evaluations())
+
+
+def _ranged(name: str, low: float, text: str, below: float = math.inf) -> Any:
+    """Returns a typer callback that names the option, its value and the range."""
+
+    def check(value: float | None) -> float | None:
+        if value is not None and not low <= value < below:
+            raise typer.BadParameter(f"{name} must be {text}, got {value}")
+        return value
+
+    return check
+
+
+NonNegative = {"low": 0.0, "text": "a number >= 0"}
+
+
+@app.command()
+def grok(
+    optimizer: Annotated[
+        OptimizerName, typer.Option(help="Ours, or torch.optim's Adam and AdamW.")
+    ] = "grokadam",
+    compare: Annotated[
+        OptimizerName | None, typer.Option(help="A second optimizer for the same figure.")
+    ] = None,
+    weight_decay: Annotated[
+        float | None,
+        typer.Option(
+            callback=_ranged("--weight-decay", **NonNegative), help="Default: 0.005; adam 0; adamw 1.0."
+        ),
+    ] = None,
+    lr: Annotated[float, typer.Option(callback=_ranged("--lr", **NonNegative))] = 1e-3,
+    alpha: Annotated[float, typer.Option(callback=_ranged("--alpha", 0.0, "in [0, 1)", 1.0))] = 0.98,
+    lamb: Annotated[float, typer.Option(callback=_ranged("--lamb", -math.inf, "a finite number"))] = 2.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    backend: Annotated[BackendName, typer.Option(help="See `grokfused info`.")] = "auto",
+    budget: Annotated[int, typer.Option(min=1, help="Iterations at most.")] = 5_000,
+    stop_at: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Validation accuracy that ends a run.")
+    ] = 0.95,
+    out: Annotated[Path, typer.Option(help="Where the runs' directories go.")] = Path("runs"),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue, bit for bit.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of the same name.")] = False,
+) -> None:
+    """Trains a Transformer on x * y mod 97 until it groks: the Grokfast paper's experiment."""
+    if resume and overwrite:
+        raise refuse("--resume and --overwrite contradict each other: continue the run, or replace it")
+    names = [optimizer, *([compare] if compare else [])]
+    if len(set(names)) < len(names):
+        raise refuse(f"--compare {names[1]} is the optimizer that runs already; name another one")
+    plan = Plan(budget, stop_at, resume, overwrite)
+    runs = []
+    try:
+        torch.empty(0, device=device)
+        for name in names:
+            decay = WEIGHT_DECAY[name] if weight_decay is None else weight_decay
+            config = Config(name, decay, lr, alpha, lamb, seed, device, backend)
+            folder = RunFolder(out / config.name())
+            runs.append(train(config, folder, plan))
+            report.draw(runs, folder.figure, stop_at)
+    except (RunFolderError, BackendUnavailable, ValueError) as error:
+        raise refuse(str(error)) from error
+    except (RuntimeError, AssertionError) as error:  # torch: a device it does not know or was not built for
+        if runs or ("device" not in str(error).lower() and "cuda" not in str(error).lower()):
+            raise
+        raise refuse(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+    console.print(report.table(runs, stop_at))
+    console.print(report.HONESTY)
+    console.print(f"files: {folder.path} (metrics.jsonl, accuracy.png, checkpoint.pt)")
+
+
+@app.command()
+def info() -> None:
+    """Says which backends exist here, which one runs, and why the others do not."""
+    facts = grokfused.info()
+    shown = Table(title=f"grokfused {facts['version']}, torch {facts['torch']}, Python {facts['python']}")
+    for column in ("backend", "runs on", "auto takes it on", "refuses"):
+        shown.add_column(column)
+    for name, backend in facts["backends"].items():
+        chosen = [device for device, taken in facts["auto"].items() if taken == name]
+        reasons = [f"{device}: {reason}" for device, reason in backend["why_not"].items()]
+        shown.add_row(name, ", ".join(backend["available"]), ", ".join(chosen), "\n".join(reasons))
+    console.print(shown)
+    for key, value in (facts["build"] or {}).items():
+        console.print(f"{key}: {value}", highlight=False)
+
+
+@app.command()
+def verify() -> None:
+    """Compares every backend and device with the reference, bit for bit, over the agreement grid."""
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    shown = Table(title="agreement with the reference, bit for bit")
+    for column in ("backend", "device", "cases", "result"):
+        shown.add_column(column)
+    failed = False
+    grid = list(agreement.cases())
+    for name in BACKENDS:
+        for device in devices:
+            if (name, device) == ("reference", "cpu"):
+                continue  # that is the truth itself
+            try:
+                with report.bar(console, f"{name} on {device}", len(grid)) as bar:
+                    wrong = agreement.compare(name, device, grid, bar.advance)
+            except BackendUnavailable as refusal:
+                shown.add_row(name, device, "0", f"cannot run: {refusal}")
+                continue
+            failed = failed or bool(wrong)
+            details = "\n".join(f"{case}: {tensors}" for case, tensors in list(wrong.items())[:5])
+            verdict = f"[red]{len(wrong)} cases differ[/red]\n{details}" if wrong else "equal"
+            shown.add_row(name, device, str(len(grid)), verdict)
+    console.print(shown)
+    raise typer.Exit(int(failed))

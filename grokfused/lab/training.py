@@ -1,0 +1,164 @@
+"""The experiment: trains the decoder on the task, and can be stopped and resumed at any iteration."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import LambdaLR
+
+from grokfused import GrokAdam, GrokAdamW
+from grokfused.lab.model import Decoder
+from grokfused.lab.task import modular_multiplication
+
+# The paper's: its Grokfast run, and its baseline, which has no decay; and the field's usual AdamW.
+WEIGHT_DECAY = {"grokadam": 0.005, "grokadamw": 0.005, "adam": 0.0, "adamw": 1.0}
+WARM_UP = 10  # iterations; the first one has step length 0
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run, bit for bit; defaults are the paper's (SEED 0 of its code).
+
+    ``lr`` is in parameter units per step; ``alpha`` and ``lamb`` matter to the Grok optimizers only.
+    """
+
+    optimizer: str = "grokadam"
+    weight_decay: float = 0.005
+    lr: float = 1e-3
+    alpha: float = 0.98
+    lamb: float = 2.0
+    seed: int = 0
+    device: str = "cpu"
+    backend: str = "auto"
+    modulus: int = 97
+    batch_size: int = 512
+
+    def name(self) -> str:
+        """Returns a directory name that tells runs apart."""
+        filtered = f"-alpha{self.alpha:g}-lamb{self.lamb:g}" if self.optimizer.startswith("grok") else ""
+        return f"{self.optimizer}-lr{self.lr:g}-wd{self.weight_decay:g}{filtered}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One line of the metrics. Accuracies are shares in [0, 1]; seconds count training and evaluation."""
+
+    iteration: int
+    loss: float
+    train_accuracy: float
+    validation_accuracy: float
+    seconds: float
+
+
+def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """Returns the optimizer that the config names, on the model's parameters."""
+    parameters = model.parameters()
+    shared: dict[str, Any] = {"lr": config.lr, "betas": (0.9, 0.98), "weight_decay": config.weight_decay}
+    if config.optimizer in ("adam", "adamw"):
+        kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+        return kind(parameters, **shared)
+    ours = GrokAdam if config.optimizer == "grokadam" else GrokAdamW
+    return ours(parameters, alpha=config.alpha, lamb=config.lamb, backend=config.backend, **shared)
+
+
+class Experiment:
+    """The state of one run: model, optimizer, warm-up, and the place in the shuffled epoch.
+
+    Args:
+        config: What to run.
+        every: Epochs between two evaluations. (default: 2)
+    """
+
+    def __init__(self, config: Config, every: int = 2) -> None:
+        self.config = config
+        self.every = every
+        torch.manual_seed(config.seed)
+        self.model = Decoder(config.modulus + 2).to(config.device)
+        # The authors draw the split from the same stream of random numbers, after the weights.
+        self.random = torch.Generator()
+        self.random.set_state(torch.get_rng_state())
+        self.task = modular_multiplication(self.random, config.modulus, config.device)
+        self.optimizer = make_optimizer(config, self.model)
+        self.schedule = LambdaLR(self.optimizer, lambda update: min(1.0, update / WARM_UP))
+        self.iteration = 0
+        self.seconds = 0.0
+
+    def train_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes one step on the training equations ``rows``; returns loss [] and correct answers []."""
+        answers = self.task.train_answers[rows]
+        logits = self.model(self.task.train[rows])
+        loss = cross_entropy(logits, answers)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        return loss.detach(), (logits.argmax(1) == answers).sum()
+
+    def run_epoch(self) -> tuple[float, float]:
+        """Trains on each equation once; returns the mean loss of the batches and the train accuracy."""
+        count = len(self.task.train)
+        order = torch.randperm(count, generator=self.random).to(self.config.device)
+        results = [self.train_batch(rows) for rows in order.split(self.config.batch_size)]
+        losses, correct = (torch.stack(column) for column in zip(*results, strict=True))
+        self.iteration += len(results)
+        return losses.mean().item(), correct.sum().item() / count
+
+    @torch.no_grad()
+    def validation_accuracy(self) -> float:
+        """Returns the share of validation equations answered correctly."""
+        answers = self.model(self.task.validation).argmax(1)
+        return float((answers == self.task.validation_answers).float().mean())
+
+    def evaluations(self, budget: int, stop_at: float = 0.95) -> Iterator[Evaluation]:
+        """Trains, and yields an evaluation every few epochs.
+
+        Args:
+            budget: Iterations after which no new epoch begins.
+            stop_at: The validation accuracy that ends the run. (default: 0.95)
+        """
+        accuracy = 0.0
+        while self.iteration < budget and accuracy < stop_at:
+            begin = time.perf_counter()
+            for _ in range(self.every):
+                loss, train_accuracy = self.run_epoch()
+            accuracy = self.validation_accuracy()
+            self.seconds += time.perf_counter() - begin
+            yield Evaluation(self.iteration, loss, train_accuracy, accuracy, self.seconds)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that a continued run depends on, as tensors and plain values."""
+        return {
+            "config": asdict(self.config),
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {
+                key: value for key, value in self.schedule.state_dict().items() if key != "lr_lambdas"
+            },
+            "random": self.random.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where ``state_dict`` was taken.
+
+        Raises:
+            ValueError: The state belongs to a run with other options; the message names the first.
+        """
+        saved = replace(self.config, **state["config"])
+        for name, value in asdict(self.config).items():
+            if value != getattr(saved, name):
+                raise ValueError(
+                    f"cannot resume: {name} is {value!r}, the run was made with {getattr(saved, name)!r}"
+                )
+        self.iteration, self.seconds = state["iteration"], state["seconds"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict({"lr_lambdas": [None], **state["schedule"]})
+        self.random.set_state(state["random"])
