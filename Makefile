@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 BUILT := $(VENV)/.built
+# What the demonstration needs; versions stand in requirements.txt, together with those of the tools.
+TO_RUN := torch numpy pybind11 ninja setuptools wheel typer rich matplotlib
 # The ninja and the Python of the environment, not those of the system.
 export PATH := $(abspath $(BIN)):$(PATH)
 
@@ -12,17 +14,17 @@ export PATH := $(abspath $(BIN)):$(PATH)
 demo: $(BUILT)
 	$(BIN)/grokfused grok --overwrite
 
-test: $(BUILT)
+test: $(BUILT) $(VENV)/.tools
 	$(BIN)/python -m pytest -q
 
-lint: $(BUILT)
+lint: $(BUILT) $(VENV)/.tools
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES)
 	$(BIN)/python tests/compile_strictly.py
 
-format: $(BUILT)
+format: $(VENV)/.tools
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(NATIVE_SOURCES)
@@ -37,9 +39,13 @@ sanitize: $(BUILT)
 clean:
 	rm -rf $(VENV) build *.egg-info grokfused/_C*.so grokfused/_build_error.txt
 
-$(VENV)/.installed: requirements-dev.txt
+$(VENV)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet -c requirements.txt $(TO_RUN)
+	touch $@
+
+$(VENV)/.tools: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 
 $(BUILT): $(VENV)/.installed setup.py pyproject.toml $(NATIVE_SOURCES)

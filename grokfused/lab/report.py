@@ -98,7 +98,8 @@ def draw(runs: Sequence[Run], path: Path, threshold: float = 0.95) -> None:
                 f"{arrived.iteration}",
                 (arrived.iteration, arrived.validation_accuracy),
                 textcoords="offset points",
-                xytext=(8, -4),
+                xytext=(-8, 6),
+                horizontalalignment="right",
                 color=color,
             )
     axes.axhline(threshold, color="0.7", linewidth=0.8, zorder=0)
