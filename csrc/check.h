@@ -35,8 +35,7 @@ inline std::string dtype_name(int32_t dtype) {
 
 inline std::string text(const Shape& values) {
   std::string joined = "[";
-  for (int64_t d = 0; d < values.dim; ++d)
-    joined += (d ? ", " : "") + std::to_string(values.data[d]);
+  for (int64_t d = 0; d < values.dim; ++d) joined += (d ? ", " : "") + std::to_string(values.data[d]);
   return joined + "]";
 }
 
@@ -80,8 +79,8 @@ inline bool same_layout(const Placement& a, const Placement& b) {
 }
 
 // Messages are put together only when they are needed: this runs for every tensor of every step.
-inline void check_like_param(const char* name, const Tensors& list, const Placement& param,
-                             size_t t, int32_t dtype) {
+inline void check_like_param(const char* name, const Tensors& list, const Placement& param, size_t t,
+                             int32_t dtype) {
   const Tensor& tensor = list[t];
   const Placement here(tensor);
   if (here.device != param.device) fail(name, "[", t, "] must be on the device of params[", t, "]");
@@ -91,8 +90,8 @@ inline void check_like_param(const char* name, const Tensors& list, const Placem
     fail(name, "[", t, "] must have the shape of params[", t, "], ", text(param.sizes), ", got ",
          text(here.sizes));
   if (!same_layout(here, param))
-    fail(name, "[", t, "] must have the strides of params[", t, "], ", text(param.strides),
-         ", got ", text(here.strides));
+    fail(name, "[", t, "] must have the strides of params[", t, "], ", text(param.strides), ", got ",
+         text(here.strides));
 }
 
 // An array that the policies do not use has an empty list.
@@ -102,15 +101,14 @@ inline void check_length(const char* name, const Tensors& list, size_t count, bo
          "options do not use it), got ", list.size());
 }
 
-inline void check_tensor(const StepArguments& in, size_t t, int32_t param_dtype,
-                         int32_t state_dtype) {
+inline void check_tensor(const StepArguments& in, size_t t, int32_t param_dtype, int32_t state_dtype) {
   const Tensor& param = in.params[t];
   if (param.dtype() != param_dtype)
     fail("params[", t, "] must be ", dtype_name(param_dtype), " like params[0], got ",
          dtype_name(param.dtype()));
   if (!is_dense(param))
-    fail("params[", t, "] must fill its memory without gaps or overlaps, got shape ",
-         text(param.sizes()), " with strides ", text(param.strides()));
+    fail("params[", t, "] must fill its memory without gaps or overlaps, got shape ", text(param.sizes()),
+         " with strides ", text(param.strides()));
   const Placement place(param);
   check_like_param("grads", in.grads, place, t, param_dtype);
   check_like_param("exp_avgs", in.exp_avgs, place, t, state_dtype);

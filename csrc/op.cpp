@@ -1,7 +1,10 @@
-// The op's schema, and the pybind11 module that tells how this file was built. Nothing else: the
-// kernels register themselves (csrc/cpu, csrc/cuda).
+// The op's schema, and the pybind11 module: how this file was built, and the repeated launch. Nothing
+// else: the kernels register themselves (csrc/cpu, csrc/cuda).
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <torch/csrc/stable/library.h>
+
+#include "cpu/launch.h"
 
 #ifndef GROK_VERSION
 #error "setup.py defines GROK_VERSION, GROK_TORCH and GROK_FLAGS"
@@ -30,4 +33,20 @@ PYBIND11_MODULE(_C, module) {
     info["cuda_architectures"] = pybind11::tuple();
     return info;
   });
+
+  using grokfused::CpuLaunch;
+  const auto make = [](const std::string& param_dtype, const std::string& state_dtype,
+                       const std::vector<CpuLaunch::Addresses>& arrays, const std::vector<int64_t>& sizes,
+                       const std::string& grad_filter, const std::string& decay, bool amsgrad,
+                       const std::string& state_rounding, int64_t seed) {
+    return CpuLaunch(
+        grokfused::choose_cpu_kernel(param_dtype, state_dtype, state_rounding, grad_filter, decay, amsgrad),
+        arrays, sizes, seed);
+  };
+  pybind11::class_<CpuLaunch>(module, "CpuLaunch")
+      .def(pybind11::init(make), pybind11::arg("param_dtype"), pybind11::arg("state_dtype"),
+           pybind11::arg("arrays"), pybind11::arg("sizes"), pybind11::kw_only(), pybind11::arg("grad_filter"),
+           pybind11::arg("decay"), pybind11::arg("amsgrad"), pybind11::arg("state_rounding"),
+           pybind11::arg("seed"))
+      .def("step", &CpuLaunch::step, pybind11::call_guard<pybind11::gil_scoped_release>());
 }

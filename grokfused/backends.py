@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import platform
 import warnings
+from collections.abc import Callable
 from functools import lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -34,6 +35,13 @@ NAMES = ("auto", *BACKENDS)
 def backend(name: str) -> ModuleType:
     """Imports the backend called ``name``."""
     return importlib.import_module(BACKENDS[name])
+
+
+def stepper(name: str) -> Callable[..., None]:
+    """Returns the backend's ``adamw_step_`` for one bucket; it may remember what it has checked."""
+    module = backend(name)
+    step_: Callable[..., None] = module.Stepper() if hasattr(module, "Stepper") else module.adamw_step_
+    return step_
 
 
 @lru_cache(maxsize=64)

@@ -74,7 +74,7 @@ class Bucket:
     """Parameters of equal options, with their states and groups, in one order."""
 
     def __init__(self, options: Options) -> None:
-        self.backend = backends.backend(options.backend)
+        self.adamw_step_ = backends.stepper(options.backend)
         self.checks_tensors = options.backend != "reference"
         self.keywords = options._asdict()
         for not_for_the_op in ("device", "param_dtype", "state_dtype", "backend"):
@@ -136,7 +136,7 @@ class Bucket:
         if len(grads) != len(self.indices):
             grads = [grads[index] for index in self.indices]
         states = self.states
-        self.backend.adamw_step_(
+        self.adamw_step_(
             self.params,
             grads,
             *([state[name] for state in states] if used else [] for name, used in self.uses),

@@ -74,6 +74,50 @@ def adamw_step_(
     torch.autograd.graph.increment_version(params)
 
 
+class Stepper:
+    """``adamw_step_`` for one bucket, step after step.
+
+    The first step goes through the op, which checks every tensor. As long as all tensors then lie where
+    they lay, the next ones run the same kernel on the remembered addresses: for hundreds of small tensors
+    the checks would cost more than the arithmetic.
+    """
+
+    def __init__(self) -> None:
+        self.known: object = None  # what the op has checked
+        self.launch: Any = None
+
+    def __call__(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        exp_avgs: list[Tensor],
+        exp_avg_sqs: list[Tensor],
+        max_exp_avg_sqs: list[Tensor],
+        grad_emas: list[Tensor],
+        steps: Tensor,
+        scalars: Tensor,
+        rows: list[int],
+        **options: Any,
+    ) -> None:
+        """Takes one step; arguments and errors are those of ``adamw_step_``."""
+        kept = (params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_emas)
+        addresses = [list(map(_address, array)) for array in kept]
+        seen = (addresses, [grad.dtype for grad in grads], list(map(Tensor.numel, grads)))
+        if seen == self.known:
+            self.launch.step(list(map(_address, grads)), scalars.data_ptr(), rows, steps.data_ptr())
+            torch.autograd.graph.increment_version(params)
+            return
+        self.known = None
+        adamw_step_(params, grads, *kept[1:], steps, scalars, rows, **options)
+        if params[0].device.type == "cpu":
+            dtypes = (str(tensor.dtype).removeprefix("torch.") for tensor in (params[0], exp_avgs[0]))
+            self.launch = _C.CpuLaunch(*dtypes, addresses, seen[2], **options)
+            self.alive = kept  # while these live, no other tensor can come to lie at their addresses
+            self.known = seen
+
+
+_address = Tensor.data_ptr
+
 if not _missing:
     # The op has no derivative. Falling through says so at once; torch's stand-in for a missing autograd
     # kernel would look at every tensor of every step first.

@@ -156,6 +156,7 @@ def in_memory_order(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor.permute(sorted(range(like.dim()), key=like.stride, reverse=True))
 
 
+@torch.no_grad()
 def adamw_step_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],

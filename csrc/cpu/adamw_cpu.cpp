@@ -9,11 +9,11 @@
 
 #include "../check.h"
 #include "../step/element_step.h"
+#include "adamw_cpu.h"
 
 // One build runs at each machine's own vector width; which clone is decided once, at load time.
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(GROK_NO_CLONES)
-#define GROK_CPU_CLONES \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define GROK_CPU_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define GROK_CPU_CLONES
 #endif
@@ -25,8 +25,7 @@ namespace {
 constexpr int64_t kElementsPerThread = 16384;
 
 template <class Step>
-GROK_CPU_CLONES void run_range(const Slice& slice, int64_t begin, int64_t end,
-                               const Scalars& scalars) {
+GROK_CPU_CLONES void run_range(const Slice& slice, int64_t begin, int64_t end, const Scalars& scalars) {
   const Slice arrays = slice;  // copies: the compiler then knows that no store changes them
   const Scalars numbers = scalars;
 #pragma omp simd
@@ -36,25 +35,24 @@ GROK_CPU_CLONES void run_range(const Slice& slice, int64_t begin, int64_t end,
 // Threads share the elements evenly, whatever the tensors' sizes: element e of the whole list
 // belongs to the tensor t with starts[t] <= e < starts[t + 1].
 template <class Step>
-void run_all(const CheckedStep& step) {
+void run_all(const std::vector<Slice>& slices, const std::vector<Scalars>& scalars) {
   std::vector<int64_t> starts{0};
-  for (const Slice& slice : step.slices) starts.push_back(starts.back() + slice.size);
-  torch::stable::parallel_for(
-      0, starts.back(), kElementsPerThread, [&](int64_t begin, int64_t end) {
-        size_t t = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
-        for (; begin < end; begin = starts[++t]) {
-          const int64_t stop = std::min(end, starts[t + 1]);
-          run_range<Step>(step.slices[t], begin - starts[t], stop - starts[t], step.scalars[t]);
-        }
-      });
+  for (const Slice& slice : slices) starts.push_back(starts.back() + slice.size);
+  torch::stable::parallel_for(0, starts.back(), kElementsPerThread, [&](int64_t begin, int64_t end) {
+    size_t t = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
+    for (; begin < end; begin = starts[++t]) {
+      const int64_t stop = std::min(end, starts[t + 1]);
+      run_range<Step>(slices[t], begin - starts[t], stop - starts[t], scalars[t]);
+    }
+  });
 }
 
 void adamw_step_cpu(StableIValue* stack, uint64_t, uint64_t) {
   const StepArguments in(stack);
   const CheckedStep step = checked_step(in);
   if (step.slices.empty()) return;
-  with_element_step(step.param_dtype, step.state_dtype, in.state_rounding, in.grad_filter, in.decay,
-                    in.amsgrad, [&](auto chosen) { run_all<decltype(chosen)>(step); });
+  choose_cpu_kernel(step.param_dtype, step.state_dtype, in.state_rounding, in.grad_filter, in.decay,
+                    in.amsgrad)(step.slices, step.scalars);
   auto* counters = static_cast<float*>(in.steps.mutable_data());
   for (size_t t = 0; t < step.scalars.size(); ++t) counters[t] = step.scalars[t].step;
 }
@@ -62,4 +60,14 @@ void adamw_step_cpu(StableIValue* stack, uint64_t, uint64_t) {
 STABLE_TORCH_LIBRARY_IMPL(grokfused, CPU, library) { library.impl("adamw_step_", &adamw_step_cpu); }
 
 }  // namespace
+
+CpuKernel choose_cpu_kernel(std::string_view param_dtype, std::string_view state_dtype,
+                            std::string_view state_rounding, std::string_view grad_filter,
+                            std::string_view decay, bool amsgrad) {
+  CpuKernel kernel = nullptr;
+  with_element_step(param_dtype, state_dtype, state_rounding, grad_filter, decay, amsgrad,
+                    [&](auto chosen) { kernel = &run_all<decltype(chosen)>; });
+  return kernel;
+}
+
 }  // namespace grokfused

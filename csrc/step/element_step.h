@@ -43,8 +43,7 @@ struct ElementStep {
     store<StateStorage>(slice.exp_avg_sq, i, element.exp_avg_sq, moment_bits >> 16);
     if constexpr (SecondMoment::kUsesMax)
       store<StateStorage>(slice.max_exp_avg_sq, i, element.max_exp_avg_sq, other_bits >> 16);
-    if constexpr (GradFilter::kUsesEma)
-      store<StateStorage>(slice.grad_ema, i, element.grad_ema, other_bits);
+    if constexpr (GradFilter::kUsesEma) store<StateStorage>(slice.grad_ema, i, element.grad_ema, other_bits);
   }
 
   static GROK_HD void run(const Slice& slice, int64_t i, const Scalars& scalars) {
@@ -57,15 +56,15 @@ struct ElementStep {
 // Turns the names of the policies into the one ElementStep they select.
 template <class Use>
 void with_element_step(std::string_view param_dtype, std::string_view state_dtype,
-                       std::string_view state_rounding, std::string_view grad_filter,
-                       std::string_view decay, bool amsgrad, Use&& use) {
+                       std::string_view state_rounding, std::string_view grad_filter, std::string_view decay,
+                       bool amsgrad, Use&& use) {
   with_param_storage(param_dtype, [&](auto param) {
     with_state_storage(state_dtype, state_rounding, [&](auto state) {
       with_grad_filter(grad_filter, [&](auto filter) {
         with_decay(decay, [&](auto chosen_decay) {
           with_second_moment(amsgrad, [&](auto second_moment) {
-            use(ElementStep<decltype(param), decltype(state), decltype(filter),
-                            decltype(chosen_decay), decltype(second_moment)>{});
+            use(ElementStep<decltype(param), decltype(state), decltype(filter), decltype(chosen_decay),
+                            decltype(second_moment)>{});
           });
         });
       });

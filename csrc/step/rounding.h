@@ -60,13 +60,9 @@ GROK_HD uint32_t scramble(uint32_t bits) {
   return bits ^ (bits >> 16);
 }
 
-GROK_HD uint32_t random_key(uint32_t seed, uint32_t step) {
-  return scramble(scramble(seed) ^ step);
-}
+GROK_HD uint32_t random_key(uint32_t seed, uint32_t step) { return scramble(scramble(seed) ^ step); }
 
 // 32 bits for one element. Elements 2^32 apart in one tensor share them, which biases neither.
-GROK_HD uint32_t random_bits(uint32_t key, int64_t i) {
-  return scramble(key ^ static_cast<uint32_t>(i));
-}
+GROK_HD uint32_t random_bits(uint32_t key, int64_t i) { return scramble(key ^ static_cast<uint32_t>(i)); }
 
 }  // namespace grokfused

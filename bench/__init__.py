@@ -1,0 +1,1 @@
+"""Measurements: never tests, always ratios inside one run."""

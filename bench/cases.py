@@ -1,0 +1,37 @@
+"""What is measured on: lists of tensor shapes, and the bytes that a step of each policy must move."""
+
+from __future__ import annotations
+
+import torch
+
+Shapes = list[tuple[int, ...]]
+
+
+def demo() -> Shapes:
+    """The demonstration's network: 29 tensors, 422,784 parameters."""
+    dim = 128
+    block: Shapes = [(dim,), (dim,), (3 * dim, dim), (3 * dim,), (dim, dim), (dim,), (dim,), (dim,)]
+    block += [(4 * dim, dim), (4 * dim,), (dim, 4 * dim), (dim,)]
+    return [(99, dim), (5, dim), *block, *block, (dim,), (dim,), (99, dim)]
+
+
+def gpt_30m() -> Shapes:
+    """A GPT's list of 37 tensors with 30.7 million parameters: an embedding and three blocks of width 768."""
+    dim = 768
+    block: Shapes = [(dim,), (dim,), (3 * dim, dim), (3 * dim,), (dim, dim), (dim,), (dim,), (dim,)]
+    block += [(4 * dim, dim), (4 * dim,), (dim, 4 * dim), (dim,)]
+    return [(12_288, dim), *block, *block, *block]
+
+
+CASES: dict[str, Shapes] = {"gpt-30m": gpt_30m(), "demo": demo(), "1000 x 1024": [(1024,)] * 1000}
+
+
+def bytes_per_element(param: torch.dtype, state: torch.dtype, states: int) -> int:
+    """Returns what one step must read and write per element, in bytes.
+
+    Args:
+        param: dtype of parameter (read, written) and gradient (read).
+        state: dtype of the states, each read and written.
+        states: 2 for Adam's moments, 3 with the slow gradient.
+    """
+    return 3 * param.itemsize + 2 * states * state.itemsize
