@@ -19,8 +19,8 @@ exec((ROOT / "grokfused" / "_version.py").read_text(), VERSION)
 
 # -fno-math-errno: without it nothing vectorises, because sqrtf may set errno. -ffp-contract=off: one
 # rounding per operation is the contract. -fvisibility=hidden: pybind11 asks for it.
-FLAGS = ["-std=c++17", "-O3", "-fopenmp-simd", "-fno-math-errno", "-ffp-contract=off"]
-FLAGS += ["-fvisibility=hidden"]
+FLAGS = ["-std=c++17", "-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS += ["-ffp-contract=off", "-fvisibility=hidden"]
 TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10: one build for every later torch
 
 

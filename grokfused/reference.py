@@ -120,13 +120,12 @@ def random_key(seed: int, step: float) -> Tensor:
 
 def random_bits(count: int, key: Tensor) -> dict[str, Tensor]:
     """Returns 16 random bits (int64 [count]) per state, from key and element index alone."""
-    moment_bits = scramble(key ^ (torch.arange(count) & _UINT32))
-    other_bits = scramble(moment_bits ^ key)
+    bits = scramble(key ^ (torch.arange(count) & _UINT32))
     return {
-        "exp_avg": moment_bits & 0xFFFF,
-        "exp_avg_sq": moment_bits >> 16,
-        "max_exp_avg_sq": other_bits >> 16,
-        "grad_ema": other_bits & 0xFFFF,
+        "exp_avg": bits & 0xFFFF,
+        "exp_avg_sq": bits >> 16,
+        "max_exp_avg_sq": bits >> 16,  # those of exp_avg_sq, so that equals stay equal
+        "grad_ema": ((bits * 0x9E3779B1) & _UINT32) >> 16,
     }
 
 

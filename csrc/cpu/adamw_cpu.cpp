@@ -23,13 +23,18 @@ namespace {
 
 // Below this many elements a second thread costs more than it saves.
 constexpr int64_t kElementsPerThread = 16384;
+constexpr int64_t kBlock = 1 << 20;
 
 template <class Step>
 GROK_CPU_CLONES void run_range(const Slice& slice, int64_t begin, int64_t end, const Scalars& scalars) {
   const Slice arrays = slice;  // copies: the compiler then knows that no store changes them
   const Scalars numbers = scalars;
+  // The inner counter has 32 bits, and so have its vectors: the random bits come from the index.
+  for (; begin < end; begin += kBlock) {
+    const int size = static_cast<int>(std::min(kBlock, end - begin));
 #pragma omp simd
-  for (int64_t i = begin; i < end; ++i) Step::run(arrays, i, numbers);
+    for (int j = 0; j < size; ++j) Step::run(arrays, begin + j, numbers);
+  }
 }
 
 // Threads share the elements evenly, whatever the tensors' sizes: element e of the whole list

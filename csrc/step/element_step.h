@@ -32,18 +32,18 @@ struct ElementStep {
   }
 
   static GROK_HD void write(const Slice& slice, int64_t i, const Element& element) {
-    uint32_t moment_bits = 0, other_bits = 0;  // each state takes 16 random bits of its own
+    // 16 bits for each state; the two second moments share theirs, so that equals stay equal.
+    uint32_t moment_bits = 0, filter_bits = 0;
     if constexpr (StateStorage::kUsesRandomBits) {
       moment_bits = random_bits(slice.random_key, i);
-      if constexpr (SecondMoment::kUsesMax || GradFilter::kUsesEma)
-        other_bits = scramble(moment_bits ^ slice.random_key);
+      filter_bits = more_random_bits(moment_bits);
     }
     store<ParamStorage>(slice.param, i, element.param, 0);
     store<StateStorage>(slice.exp_avg, i, element.exp_avg, moment_bits);
     store<StateStorage>(slice.exp_avg_sq, i, element.exp_avg_sq, moment_bits >> 16);
     if constexpr (SecondMoment::kUsesMax)
-      store<StateStorage>(slice.max_exp_avg_sq, i, element.max_exp_avg_sq, other_bits >> 16);
-    if constexpr (GradFilter::kUsesEma) store<StateStorage>(slice.grad_ema, i, element.grad_ema, other_bits);
+      store<StateStorage>(slice.max_exp_avg_sq, i, element.max_exp_avg_sq, moment_bits >> 16);
+    if constexpr (GradFilter::kUsesEma) store<StateStorage>(slice.grad_ema, i, element.grad_ema, filter_bits);
   }
 
   static GROK_HD void run(const Slice& slice, int64_t i, const Scalars& scalars) {

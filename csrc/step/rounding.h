@@ -13,18 +13,27 @@ GROK_HD bool is_nan(uint32_t bits) { return (bits & ~kSignBit) > kFloat32Infinit
 
 GROK_HD float bfloat16_to_float32(uint16_t bits) { return float_of(uint32_t{bits} << 16); }
 
-GROK_HD uint16_t float32_to_bfloat16(float value) {
+// The bits of a value, with NaNs of a large payload made the plain NaN of their sign: the carry of a
+// rounding would turn them into zeros. Two minima, because a comparison costs three instructions.
+GROK_HD uint32_t bits_to_round(float value) {
   const uint32_t bits = bits_of(value);
+  const int32_t plain_nan = 0x7fc00000;
+  const int32_t positive = static_cast<int32_t>(bits) < plain_nan ? static_cast<int32_t>(bits) : plain_nan;
+  const uint32_t both = static_cast<uint32_t>(positive);
+  return both < 0xffc00000u ? both : 0xffc00000u;
+}
+
+GROK_HD uint16_t float32_to_bfloat16(float value) {
+  const uint32_t bits = bits_to_round(value);
   const uint32_t half_minus_tie = 0x7fffu + ((bits >> 16) & 1u);  // ties go to the even neighbour
-  return static_cast<uint16_t>(is_nan(bits) ? 0x7fc0u : (bits + half_minus_tie) >> 16);
+  return static_cast<uint16_t>((bits + half_minus_tie) >> 16);
 }
 
 // Rounds up with probability equal to the fraction cut off, so that the mean of many roundings is
 // the value itself: a second moment that grows by 0.1 % a step would otherwise never move in 8
 // bits.
 GROK_HD uint16_t float32_to_bfloat16_stochastic(float value, uint32_t random_bits) {
-  const uint32_t bits = bits_of(value);
-  return static_cast<uint16_t>(is_nan(bits) ? 0x7fc0u : (bits + (random_bits & 0xffffu)) >> 16);
+  return static_cast<uint16_t>((bits_to_round(value) + (random_bits & 0xffffu)) >> 16);
 }
 
 GROK_HD float float16_to_float32(uint16_t bits) {
@@ -61,6 +70,9 @@ GROK_HD uint32_t scramble(uint32_t bits) {
 }
 
 GROK_HD uint32_t random_key(uint32_t seed, uint32_t step) { return scramble(scramble(seed) ^ step); }
+
+// 16 further bits from 32 that are used up: the upper half of a product depends on all of them.
+GROK_HD uint32_t more_random_bits(uint32_t bits) { return (bits * 0x9e3779b1u) >> 16; }
 
 // 32 bits for one element. Elements 2^32 apart in one tensor share them, which biases neither.
 GROK_HD uint32_t random_bits(uint32_t key, int64_t i) { return scramble(key ^ static_cast<uint32_t>(i)); }
