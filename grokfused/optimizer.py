@@ -144,7 +144,9 @@ class GrokAdam(Optimizer):
     _buckets: Sequence[Bucket] = ()
     _stepped: Sequence[Tensor] = ()
     _states: Sequence[dict[str, Any]] = ()
+    _groups: Sequence[dict[str, Any]] = ()
     _orders: object = None
+    _dtypes: object = None
     _options: object = None
 
     def __init__(
@@ -247,15 +249,16 @@ class GrokAdam(Optimizer):
             self._plan(stepped)
         elif not self._op_checks_all() or _memory_orders(found) != self._orders:
             found = self._fitting(stepped)
-            if _memory_orders(stepped) != self._orders:
-                self._plan(stepped)
         return found, self._buckets
 
     def _plan_holds(self, stepped: list[Tensor]) -> bool:
         """True while the buckets are those of these parameters, with these states and options."""
         return (
             _same(stepped, self._stepped)
+            and [param.dtype for param in stepped] == self._dtypes
+            and _memory_orders(stepped) == self._orders
             and _same(list(self.state.values()), self._states)
+            and _same(self.param_groups, self._groups)
             and self._group_options() == self._options
             and all(bucket.owns_steps() for bucket in self._buckets)
         )
@@ -273,7 +276,9 @@ class GrokAdam(Optimizer):
             prepare_state(*member)
         self._buckets = into_buckets(members, self.decay)
         self._stepped, self._orders = stepped, _memory_orders(stepped)
-        self._states, self._options = list(self.state.values()), self._group_options()
+        self._dtypes = [param.dtype for param in stepped]
+        self._groups, self._options = list(self.param_groups), self._group_options()
+        self._states = list(self.state.values())
 
     def _op_checks_all(self) -> bool:
         """True when the op refuses what does not fit by itself, before anything has changed."""
@@ -282,7 +287,8 @@ class GrokAdam(Optimizer):
     def _group_options(self) -> list[tuple[Any, ...]]:
         """What buckets depend on in the groups."""
         return [
-            (*map(group.__getitem__, STRUCTURE), not group["weight_decay"]) for group in self.param_groups
+            (*map(group.__getitem__, STRUCTURE), not group["weight_decay"], len(group["params"]))
+            for group in self.param_groups
         ]
 
     @torch.no_grad()

@@ -1,0 +1,49 @@
+"""Turns a recorded run into the README's table: ``python -m bench.report`` writes it there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RECORD = ROOT / "bench" / "results" / "step_cpu.json"
+BEGIN, END = "<!-- measured:begin -->\n", "<!-- measured:end -->"
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """Returns the recorded run as Markdown: where, what was promised, and every row."""
+    where = record["machine"]
+    lines = [
+        f"`{where['command']}` on {where['cpu']} ({where['capability']}, {where['threads']} threads), "
+        f"torch {where['torch']}, "
+        f"commit {where['commit']}, {where['date'][:10]}. Medians; ratios are taken within each round.",
+        "",
+        "| case | contender | ms (quartiles) | B/element | GB/s | of `copy_` | x GrokAdamW | x AdamW(fused) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in record["rows"]:
+        ms, longer = row["milliseconds"], row["times_longer_than"]
+        cells = [
+            row["case"],
+            row["contender"],
+            f"{ms['median']:.3g} ({ms['low']:.3g}-{ms['high']:.3g})",
+            row["bytes_per_element"],
+            f"{row['gigabytes_per_second']:.1f}",
+            f"{row['share_of_copy']['median']:.2f}",
+            f"{longer['GrokAdamW']['median']:.2f}",
+            f"{longer['AdamW(fused)']['median']:.2f}",
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def written_into(readme: str, record: dict[str, Any]) -> str:
+    """Returns the README with its measured part replaced."""
+    before, rest = readme.split(BEGIN)
+    return before + BEGIN + markdown(record) + END + rest.split(END)[1]
+
+
+if __name__ == "__main__":
+    path = ROOT / "README.md"
+    path.write_text(written_into(path.read_text(), json.loads(RECORD.read_text())))
