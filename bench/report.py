@@ -19,7 +19,7 @@ def markdown(record: dict[str, Any]) -> str:
         f"torch {where['torch']}, "
         f"commit {where['commit']}, {where['date'][:10]}. Medians; ratios are taken within each round.",
         "",
-        "| case | contender | ms (quartiles) | B/element | GB/s | of `copy_` | x GrokAdamW | x AdamW(fused) |",
+        "| case | contender | ms (quartiles) | B/element | GB/s | of `copy_` | x ours | x fused |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in record["rows"]:

@@ -53,14 +53,32 @@ def prepare_state(param: Tensor, state: State, group: Group) -> None:
             state[name] = state_like(param, state[name].dtype, state[name])
 
 
+def kind_of(param: Tensor) -> backends.Kind:
+    """Returns what a backend must know of a parameter."""
+    return backends.Kind(param.device.type, is_dense(param))
+
+
+def check_state(param: Tensor, state: Mapping[str, Any], name: str) -> None:
+    """Raises RuntimeError where a state that is there does not fit its parameter."""
+    for key in (key for key in STATE_ARRAYS if key in state):
+        value = state[key]
+        for what in ("shape", "device"):
+            own, other = getattr(param, what), getattr(value, what)
+            if own != other:
+                raise RuntimeError(f"the state {key!r} of {name} must have {what} {own}, got {other}")
+        if value.dtype not in STATE_DTYPES.values() or value.dtype != state["exp_avg"].dtype:
+            raise RuntimeError(
+                f"the states of {name} must all be float32 or all bfloat16, {key!r} is {value.dtype}"
+            )
+
+
 def options_of(param: Tensor, state: State, group: Group, decay: str) -> Options:
     """Returns which bucket a prepared parameter belongs to."""
-    kind = backends.Kind(param.device.type, is_dense(param))
     return Options(
         device=param.device,
         param_dtype=param.dtype,
         state_dtype=state["exp_avg"].dtype,
-        backend=backends.choose(group["backend"], kind),
+        backend=backends.choose(group["backend"], kind_of(param)),
         grad_filter=group["grad_filter"],
         # Without decay the two are one; decoupled it is p * 1, which keeps even an infinite p.
         decay=decay if group["weight_decay"] else "decoupled",

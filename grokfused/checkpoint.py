@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from grokfused.buckets import STATE_ARRAYS
-from grokfused.storage import STATE_DTYPES, state_like
+from grokfused.storage import STATE_DTYPES, state_dtype_name, state_like
 
 
 def saved_states(
@@ -36,7 +36,7 @@ def saved_states(
         )
     found = []
     for group, saved_group in zip(groups, saved_groups, strict=True):
-        dtype = STATE_DTYPES[saved_group.get("state_dtype", default_state_dtype)]
+        dtype = STATE_DTYPES[state_dtype_name(saved_group.get("state_dtype", default_state_dtype))]
         for param, key in zip(group["params"], saved_group["params"], strict=True):
             state = state_dict["state"].get(key, {})
             if state:

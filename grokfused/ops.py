@@ -104,7 +104,7 @@ class Stepper:
         kept = (params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_emas)
         addresses = [list(map(_address, array)) for array in kept]
         grad_addresses = list(map(_address, grads))
-        seen = (addresses, [grad.dtype for grad in grads], list(map(Tensor.numel, grads)))
+        seen = (addresses, [(grad.dtype, grad.is_cpu) for grad in grads], list(map(Tensor.numel, grads)))
         if seen == self.known and 0 not in grad_addresses and not any(map(Tensor.is_neg, grads)):
             self.launch.step(grad_addresses, scalars.data_ptr(), rows, steps.data_ptr())
             torch.autograd.graph.increment_version(params)
@@ -128,4 +128,8 @@ if not _missing:
 
     @torch.library.register_fake("grokfused::adamw_step_")  # type: ignore[untyped-decorator]
     def _adamw_step_fake(*args: Any, **options: Any) -> None:
-        """In place, so there is no output whose shape a tracer would need."""
+        """Has no output to give a shape to; but real tensors among those without memory must not be lost."""
+        tensors = [t for arg in args for t in (arg if isinstance(arg, (list, tuple)) else [arg])]
+        devices = {str(tensor.device) for tensor in tensors if isinstance(tensor, Tensor)}
+        if "meta" in devices and len(devices) > 1:
+            raise RuntimeError(f"grokfused: all tensors must be on one device, got {sorted(devices)}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,80 +10,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
-from grokfused import backends
-from grokfused.buckets import Bucket, into_buckets, prepare_state
+from grokfused.buckets import Bucket
 from grokfused.checkpoint import owned_state, saved_states
-from grokfused.grad_filter import FILTERS, INITS
-from grokfused.scalars import checked_hyperparameters
-from grokfused.storage import (
-    STATE_DTYPES,
-    check_param,
-    fitting_grad,
-    state_dtype_name,
-)
-
-CHOICES = {
-    "grad_filter": tuple(FILTERS),
-    "grad_ema_init": INITS,
-    "state_dtype": tuple(STATE_DTYPES),
-    "state_rounding": ("stochastic", "nearest"),
-    "backend": backends.NAMES,
-}
-FLAGS = ("amsgrad", "maximize", "capturable", "differentiable")
-# Which bucket a parameter is in depends on these, and on nothing else in its group.
-STRUCTURE = ("grad_filter", "grad_ema_init", "amsgrad", "state_rounding", "seed", "backend")
-
-
-def _same(new: Sequence[Any], old: Sequence[Any]) -> bool:
-    """True when two lists hold the same objects (== would compare tensors element by element)."""
-    return len(new) == len(old) and all(map(operator.is_, new, old))
-
-
-def _with_grad(params: list[Tensor]) -> list[Tensor]:
-    return [param for param in params if param.grad is not None]
-
-
-def _memory_orders(tensors: list[Tensor]) -> list[bool | tuple[int, ...]] | None:
-    """Returns, per tensor, True for C order or else its strides; None when one is sparse."""
-    try:
-        return [tensor.is_contiguous() or tensor.stride() for tensor in tensors]
-    except (RuntimeError, NotImplementedError):
-        return None
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    """Raises ValueError or TypeError naming the first option that is out of its range."""
-    checked_hyperparameters(options)
-    for name, allowed in CHOICES.items():
-        if options[name] not in allowed:
-            raise ValueError(f"{name} must be one of {allowed}, got {options[name]!r}")
-    for name in FLAGS:
-        if not isinstance(options[name], bool):
-            raise TypeError(f"{name} must be True or False, got {options[name]!r}")
-    for name in ("foreach", "fused"):
-        if options[name] not in (None, True, False):
-            raise TypeError(f"{name} must be None, True or False, got {options[name]!r}")
-    if isinstance(options["seed"], bool) or not isinstance(options["seed"], int):
-        raise TypeError(f"seed must be an integer, got {options['seed']!r}")
-    if options["differentiable"]:
-        raise ValueError(
-            "differentiable=True is not supported: the step is one in-place pass that autograd cannot "
-            "see; use torch.optim.AdamW(differentiable=True)"
-        )
-    if options["fused"] and options["foreach"]:
-        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-
-
-def _refuse_misspelt(names: Iterable[str], known: Iterable[str], *, any_unknown: bool) -> None:
-    """Raises TypeError for a name that is not known but close to one that is (or for any)."""
-    known = list(known)
-    for name in names:
-        if name in known:
-            continue
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5 if any_unknown else 0.75)
-        if nearest or any_unknown:
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known are {known}"
-            raise TypeError(f"unexpected keyword argument {name!r}{hint}")
+from grokfused.options import check_options, refuse_misspelt
+from grokfused.plan import Plan
+from grokfused.storage import check_param, state_dtype_name
 
 
 class GrokAdam(Optimizer):
@@ -140,14 +69,7 @@ class GrokAdam(Optimizer):
     """
 
     decay = "coupled"
-    # The plan: the buckets, and what they were made for. Not part of the pickled state.
-    _buckets: Sequence[Bucket] = ()
-    _stepped: Sequence[Tensor] = ()
-    _states: Sequence[dict[str, Any]] = ()
-    _groups: Sequence[dict[str, Any]] = ()
-    _orders: object = None
-    _dtypes: object = None
-    _options: object = None
+    _plan: Plan | None = None  # made anew when it no longer holds; not part of the pickled state
 
     def __init__(
         self,
@@ -176,9 +98,9 @@ class GrokAdam(Optimizer):
         defaults = dict(locals())
         for not_an_option in ("self", "params", "unknown", "__class__"):
             defaults.pop(not_an_option, None)
-        _refuse_misspelt(unknown, defaults, any_unknown=True)
+        refuse_misspelt(unknown, defaults, any_unknown=True)
         defaults["state_dtype"] = state_dtype_name(state_dtype)
-        _check_options(defaults)
+        check_options(defaults)
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -189,13 +111,13 @@ class GrokAdam(Optimizer):
                 misspelling. Nothing was changed.
         """
         if isinstance(param_group, dict) and "params" in param_group:
-            _refuse_misspelt(param_group, ("params", *self.defaults), any_unknown=False)
+            refuse_misspelt(param_group, ("params", *self.defaults), any_unknown=False)
             group = dict(param_group)
             if not isinstance(group["params"], (Tensor, set)):
                 group["params"] = list(group["params"])
             if "state_dtype" in group:
                 group["state_dtype"] = state_dtype_name(group["state_dtype"])
-            _check_options({**self.defaults, **group})
+            check_options({**self.defaults, **group})
             params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
             for index, param in enumerate(params):
                 named = isinstance(param, tuple)
@@ -235,76 +157,16 @@ class GrokAdam(Optimizer):
         return loss
 
     def _ready(self) -> tuple[list[Tensor], Sequence[Bucket]]:
-        """Returns the gradients of this step and the buckets they belong to; nothing has changed yet.
-
-        The buckets are kept from step to step, until other parameters have gradients, or a state, an
-        option or a parameter's memory was exchanged.
-        """
+        """Returns the gradients of this step and the buckets they belong to; nothing has changed yet."""
         params = [param for group in self.param_groups for param in group["params"]]
         grads = [param.grad for param in params]
         found = [grad for grad in grads if grad is not None]
-        stepped = params if len(found) == len(params) else _with_grad(params)
-        if not self._plan_holds(stepped):
-            found = self._fitting(stepped)
-            self._plan(stepped)
-        elif not self._op_checks_all() or _memory_orders(found) != self._orders:
-            found = self._fitting(stepped)
-        return found, self._buckets
-
-    def _plan_holds(self, stepped: list[Tensor]) -> bool:
-        """True while the buckets are those of these parameters, with these states and options."""
-        return (
-            _same(stepped, self._stepped)
-            and [param.dtype for param in stepped] == self._dtypes
-            and _memory_orders(stepped) == self._orders
-            and _same(list(self.state.values()), self._states)
-            and _same(self.param_groups, self._groups)
-            and self._group_options() == self._options
-            and all(bucket.owns_steps() for bucket in self._buckets)
-        )
-
-    @torch.no_grad()
-    def _plan(self, stepped: list[Tensor]) -> None:
-        """Prepares the states of the parameters with a gradient and sorts them into buckets."""
-        owners = {param: group for group in self.param_groups for param in group["params"]}
-        for group in self.param_groups:
-            _check_options(group)
-        for param in stepped:
-            check_param(param, self._name(param))
-        members = [(param, self.state[param], owners[param]) for param in stepped]
-        for member in members:
-            prepare_state(*member)
-        self._buckets = into_buckets(members, self.decay)
-        self._stepped, self._orders = stepped, _memory_orders(stepped)
-        self._dtypes = [param.dtype for param in stepped]
-        self._groups, self._options = list(self.param_groups), self._group_options()
-        self._states = list(self.state.values())
-
-    def _op_checks_all(self) -> bool:
-        """True when the op refuses what does not fit by itself, before anything has changed."""
-        return len(self._buckets) == 1 and self._buckets[0].checks_tensors
-
-    def _group_options(self) -> list[tuple[Any, ...]]:
-        """What buckets depend on in the groups."""
-        return [
-            (*map(group.__getitem__, STRUCTURE), not group["weight_decay"], len(group["params"]))
-            for group in self.param_groups
-        ]
-
-    @torch.no_grad()
-    def _fitting(self, stepped: list[Tensor]) -> list[Tensor]:
-        """Returns the gradients, each in its parameter's memory order, or raises."""
-        return [
-            fitting_grad(param, param.grad, self._name(param)) for param in stepped if param.grad is not None
-        ]
-
-    def _name(self, param: Tensor) -> str:
-        for number, group in enumerate(self.param_groups):
-            for index, other in enumerate(group["params"]):
-                if other is param:
-                    name = group.get("param_names", {index: index})[index]
-                    return f"parameter {name!r} of group {number} (shape {list(param.shape)})"
-        raise AssertionError("a parameter of no group")
+        if len(found) < len(params):
+            params = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
+        if self._plan is None or not self._plan.holds(self.param_groups, self.state, params):
+            self._plan = None
+            self._plan = Plan(self.param_groups, self.state, params, self.decay)
+        return self._plan.grads(found), self._plan.buckets
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict; states keep the dtype they were saved in and get memory of their own.
@@ -337,7 +199,7 @@ class GrokAdam(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._stepped = self._buckets = ()
+        self._plan = None
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from grokfused.reference import Scalars
 
+FLOAT32_MAX = torch.finfo(torch.float32).max  # beyond it a scalar would be infinite
+
 
 class Range(NamedTuple):
     """Where a hyperparameter may lie, and torch.optim's words for it where torch has some."""
@@ -41,7 +43,7 @@ def _check(value: object, allowed: Range, index: int = 0) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{allowed.text}, got {value!r} of type {type(value).__name__}")
     number = float(value)
-    if not (allowed.low <= number < allowed.below and math.isfinite(number)):
+    if not (allowed.low <= number < allowed.below and abs(number) <= FLOAT32_MAX):
         raise ValueError(f"Invalid {allowed.torch_name.format(index)}: {value} ({allowed.text})")
     return number
 

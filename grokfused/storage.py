@@ -63,6 +63,12 @@ def check_param(param: object, name: str) -> None:
         )
 
 
+def check_has_values(param: Tensor, name: str) -> None:
+    """Raises ValueError for a parameter on the meta device, which an optimizer may own but not step."""
+    if param.device.type == "meta":
+        raise ValueError(f"{name} is on the meta device and has no values to update; materialize it first")
+
+
 def fitting_grad(param: Tensor, grad: Tensor, name: str) -> Tensor:
     """Returns the gradient in the parameter's memory order, copied only if it lies otherwise.
 

@@ -444,3 +444,33 @@ def test_a_step_counter_written_by_hand_counts() -> None:
     for name in ours:
         if not name.startswith("0 "):
             assert differing_bits(ours[name], theirs[name]) == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_state_exchanged_for_another_dict_is_used_from_the_next_step(backend) -> None:
+    optimizer, twin = optimizer_in_use(), optimizer_in_use()
+    for each in (optimizer, twin):
+        for group in each.param_groups:
+            group["backend"] = backend
+        train(each, 1, seed=4)
+    kept = [dict(state) for state in optimizer.state.values()]
+    for param, state in list(optimizer.state.items()):
+        optimizer.state[param] = {name: value.clone() for name, value in state.items()}
+    for each in (optimizer, twin):
+        train(each, 2, seed=5)
+    assert_same_bits(values(optimizer), values(twin))
+    assert [state["step"].item() for state in kept] == [3.0] * len(kept)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_cleared_states_start_again(backend) -> None:
+    optimizer = optimizer_in_use()
+    for group in optimizer.param_groups:
+        group["backend"] = backend
+    train(optimizer, 1, seed=4)
+    params = [copies(group["params"]) for group in optimizer.param_groups]
+    fresh = GrokAdamW([{"params": params[0]}, {"params": params[1], "lamb": 0.4}], **OPTIONS)
+    optimizer.state.clear()
+    for each in (optimizer, fresh):
+        train(each, 2, seed=5)
+    assert_same_bits(values(optimizer), values(fresh))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -287,6 +288,7 @@ class WithGrad(torch.nn.Parameter):
         self.given = grad
 
 
+Errors = type[Exception] | tuple[type[Exception], ...]
 Break = Callable[[torch.optim.Optimizer, Tensor], None]
 
 
@@ -318,9 +320,8 @@ def with_state_of_another_shape(optimizer: torch.optim.Optimizer, victim: Tensor
         state[name] = torch.zeros(7)
 
 
-BREAKS: dict[str, tuple[Break, type[Exception], str]] = {
+BREAKS: dict[str, tuple[Break, Errors, str]] = {
     "sparse gradient": (with_grad(Tensor.to_sparse), RuntimeError, "sparse_coo.*nn.Embedding"),
-    "csr gradient": (with_grad(Tensor.to_sparse_csr), RuntimeError, "sparse_csr"),
     "gradient of another size": (with_grad(lambda g: g[:2]), RuntimeError, r"shape|strides"),
     "gradient of another shape": (with_grad(lambda g: g.reshape(6, 4)), RuntimeError, "shape"),
     "gradient of fewer dimensions": (with_grad(lambda g: g.reshape(24)), RuntimeError, "shape"),
@@ -349,7 +350,7 @@ BREAKS: dict[str, tuple[Break, type[Exception], str]] = {
         (ValueError, RuntimeError),
         "overlap",
     ),
-    "state of another shape": (with_state_of_another_shape, RuntimeError, "shape|size"),
+    "state of another shape": (with_state_of_another_shape, (RuntimeError, ValueError), "shape|size"),
     "lr < 0": (with_option(lr=-0.5), ValueError, "learning rate: -0.5"),
     "lr a word": (with_option(lr="0.5"), TypeError, "lr must be .*'0.5' of type str"),
     "betas >= 1": (with_option(betas=(0.9, 1.0)), ValueError, "index 1: 1.0"),
@@ -370,17 +371,19 @@ BREAKS: dict[str, tuple[Break, type[Exception], str]] = {
     "seed a fraction": (with_option(seed=0.5), TypeError, "seed.*0.5"),
     "seed of too many bits": (with_option(seed=2**70), ValueError, f"seed.*{2**70}"),
 }
-# Native code reading from a device that has no memory ends the process: see the test below.
-ENDS_THE_PROCESS = "gradient on another device"
+# Without states a shorter parameter is as good as any; of the other one see the next test.
+FIRST_STEP = BREAKS.keys() - {"parameter and gradient cut short"}
+LATER_STEP = BREAKS.keys() - {"gradient on another device"}
+CASES = [(name, 0) for name in BREAKS if name in FIRST_STEP]
+CASES += [(name, 3) for name in BREAKS if name in LATER_STEP]
 
 
-@pytest.mark.parametrize("steps", [0, 3], ids=["first step", "later step"])
 @pytest.mark.parametrize("place", ["only", "second group", "second bucket"])
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", BREAKS)
-def test_a_step_that_cannot_be_taken_changes_nothing(name, backend, place, steps) -> None:
-    if name == ENDS_THE_PROCESS and steps:
-        return
+@pytest.mark.parametrize(
+    ("name", "steps"), CASES, ids=[f"{name} after {steps} steps" for name, steps in CASES]
+)
+def test_a_step_that_cannot_be_taken_changes_nothing(name, steps, backend, place) -> None:
     spoil, error, message = BREAKS[name]
     first_dtype = torch.bfloat16 if place == "second bucket" else torch.float32
     params = [] if place == "only" else [WithGrad(torch.ones(5, dtype=first_dtype))]
@@ -425,7 +428,7 @@ def test_a_gradient_that_moved_to_another_device_is_refused(backend, request) ->
         [sys.executable, "-c", FOREIGN_GRAD, backend], capture_output=True, text=True, cwd=root
     )
     assert shown.returncode == 0, shown.stderr
-    assert "must have device cpu, got meta" in shown.stdout
+    assert re.search("must have device cpu, got meta|must be on one device, got .'cpu', 'meta'", shown.stdout)
 
 
 @pytest.mark.parametrize("first", [[], [3]], ids=["only", "second bucket"])
@@ -436,7 +439,7 @@ def test_a_refusing_backend_changes_nothing(first) -> None:
     for each in params:
         each.grad = torch.ones_like(each)
     before = Snapshot(optimizer)
-    with pytest.raises(BackendUnavailable, match="backend='native' cannot run here: .*gaps"):
+    with pytest.raises(BackendUnavailable, match=r"backend='native' cannot run here: .*gaps"):
         optimizer.step()
     before.assert_unchanged()
 
@@ -563,7 +566,7 @@ BAD_CALLS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         changed("scalars", lambda s: s.t().contiguous().t()),
         "scalars must be a contiguous float32",
     ),
-    "table elsewhere": (changed("scalars", lambda s: s.to("meta")), "scalars must be .*CPU"),
+    "table elsewhere": (changed("scalars", lambda s: s.to("meta")), "must be on one device"),
     "too few steps": (changed("steps", lambda s: s[:1]), r"steps .*shape \[2\], got float32 \[1\]"),
     "steps in a matrix": (changed("steps", lambda s: s[None]), r"steps .*shape \[2\], got float32 \[1, 2\]"),
     "integer steps": (changed("steps", Tensor.int), "steps must be a contiguous float32"),

@@ -5,20 +5,39 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from typer.testing import CliRunner
 
+from grokfused.lab import cli
 from grokfused.lab.cli import app
 from grokfused.lab.model import Decoder
 from grokfused.lab.run_folder import RunFolder, RunFolderError
 from grokfused.lab.task import modular_multiplication
-from grokfused.lab.training import Config, Evaluation, Experiment
+from grokfused.lab.training import Config, Evaluation, Experiment, OptionChanged
 
 SMALL = Config(modulus=7, batch_size=8)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """So little work is slower with more threads, and much slower where they must share a core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def small_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the command run on SMALL's task: 3 iterations an epoch, 6 an evaluation."""
+    monkeypatch.setattr(cli, "Config", partial(Config, modulus=SMALL.modulus, batch_size=SMALL.batch_size))
 
 
 def grok(*arguments: object, code: int = 0) -> str:
@@ -28,17 +47,18 @@ def grok(*arguments: object, code: int = 0) -> str:
     return " ".join(result.output.split())
 
 
-def metrics(folder: Path) -> list[dict]:
+def metrics(folder: Path) -> list[dict[str, float]]:
     """Reads the metrics without the clock."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
-def weights(folder: Path) -> dict:
-    return torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+def weights(folder: Path) -> dict[str, Tensor]:
+    model: dict[str, Tensor] = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+    return model
 
 
-def same_weights(a: dict, b: dict) -> bool:
+def same_weights(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -82,49 +102,63 @@ def test_a_resumed_experiment_equals_an_uninterrupted_one_bit_for_bit() -> None:
     assert same_weights(resumed.model.state_dict(), whole.model.state_dict())
 
 
-def test_a_run_killed_at_any_moment_resumes_to_the_same_end(tmp_path) -> None:
-    script = f"""
-import os, signal, sys
+# On SMALL's task, as `small_task` makes it.
+KILLED_RUN = """
+import functools, os, signal
 from grokfused.lab import cli
 from grokfused.lab.run_folder import RunFolder
-save, kill_at = RunFolder.append, int(sys.argv[1])
-def append(self, evaluation):
-    save(self, evaluation)
-    if evaluation.iteration >= kill_at:
-        os.kill(os.getpid(), signal.{{}})
-RunFolder.append = append
-sys.argv = ["grokfused", "grok", "--budget", "120", "--out", {str(tmp_path)!r}, *sys.argv[2:]]
+
+append = RunFolder.append
+
+def append_and_die(folder, evaluation):
+    append(folder, evaluation)
+    if evaluation.iteration == 24:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+RunFolder.append = append_and_die
+cli.CHECKPOINT_EVERY = 3
+cli.Config = functools.partial(cli.Config, modulus=7, batch_size=8)
 cli.app()
-""".format("SIGKILL")
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    killed = subprocess.run([sys.executable, "-c", script, "110"], env=environment, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL
+"""
+
+
+@pytest.mark.usefixtures("small_task")
+def test_a_killed_run_resumes_to_the_end_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    arguments = ["grok", "--budget", "36", "--out", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_RUN, *arguments], env=environment, capture_output=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     folder = next(tmp_path.iterdir())
-    assert metrics(folder)[-1]["iteration"] == 120  # measured, but after the last checkpoint (100)
-    grok("--budget", 120, "--out", tmp_path, "--resume")
-    grok("--budget", 120, "--out", tmp_path / "whole")
+    assert metrics(folder)[-1]["iteration"] == 24  # measured, but after the last checkpoint (18)
+    grok("--budget", 36, "--out", tmp_path, "--resume")
+    grok("--budget", 36, "--out", tmp_path / "whole")
     whole = next((tmp_path / "whole").iterdir())
+    assert [line["iteration"] for line in metrics(whole)] == [6, 12, 18, 24, 30, 36]
     assert metrics(folder) == metrics(whole)
     assert same_weights(weights(folder), weights(whole))
 
 
-def test_ctrl_c_leaves_a_run_that_resumes(tmp_path, monkeypatch) -> None:
+@pytest.mark.usefixtures("small_task")
+def test_ctrl_c_leaves_runs_that_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     append = RunFolder.append
 
     def interrupted(self: RunFolder, evaluation: Evaluation) -> None:
         append(self, evaluation)
         os.kill(os.getpid(), signal.SIGINT)
 
+    command = ["--budget", 12, "--compare", "adam", "--out", tmp_path]
     monkeypatch.setattr(RunFolder, "append", interrupted)
-    assert "--resume" in grok("--budget", 40, "--out", tmp_path, code=130)
+    assert "--resume" in grok(*command, code=130)
     monkeypatch.setattr(RunFolder, "append", append)
-    folder = next(tmp_path.iterdir())
-    assert [line["iteration"] for line in metrics(folder)] == [20]
-    grok("--budget", 40, "--out", tmp_path, "--resume")
-    assert [line["iteration"] for line in metrics(folder)] == [20, 40]
+    (folder,) = tmp_path.iterdir()  # the second run has not begun
+    assert [line["iteration"] for line in metrics(folder)] == [6]
+    grok(*command, "--resume")
+    assert [[line["iteration"] for line in metrics(each)] for each in tmp_path.iterdir()] == [[6, 12]] * 2
 
 
-def test_a_run_leaves_its_files_and_its_table(tmp_path) -> None:
+def test_a_run_leaves_its_files_and_its_table(tmp_path: Path) -> None:
     shown = grok("--budget", 20, "--out", tmp_path, "--compare", "adam")
     folders = sorted(folder.name for folder in tmp_path.iterdir())
     assert folders == ["adam-lr0.001-wd0-seed0", "grokadam-lr0.001-wd0.005-alpha0.98-lamb2-seed0"]
@@ -136,7 +170,8 @@ def test_a_run_leaves_its_files_and_its_table(tmp_path) -> None:
         assert word in shown
 
 
-def test_a_run_is_never_overwritten_by_accident(tmp_path) -> None:
+@pytest.mark.usefixtures("small_task")
+def test_a_run_is_never_overwritten_by_accident(tmp_path: Path) -> None:
     grok("--budget", 20, "--out", tmp_path)
     folder = next(tmp_path.iterdir())
     before = {file: file.read_bytes() for file in folder.iterdir()}
@@ -146,14 +181,28 @@ def test_a_run_is_never_overwritten_by_accident(tmp_path) -> None:
     assert {file: file.read_bytes() for file in folder.iterdir()} == before
 
 
+@pytest.mark.usefixtures("small_task")
+def test_a_comparison_is_refused_before_its_first_run(tmp_path: Path) -> None:
+    grok("--budget", 20, "--optimizer", "adam", "--out", tmp_path)
+    assert "adam-lr0.001-wd0-seed0 already holds a run" in grok(
+        "--compare", "adam", "--out", tmp_path, code=2
+    )
+    assert [folder.name for folder in tmp_path.iterdir()] == ["adam-lr0.001-wd0-seed0"]
+
+
 def test_resuming_with_another_option_is_refused_by_name() -> None:
     state = Experiment(SMALL).state_dict()
-    with pytest.raises(ValueError, match=r"seed is 1, the run was made with 0"):
-        Experiment(Config(modulus=7, batch_size=8, seed=1)).load_state_dict(state)
+    with pytest.raises(OptionChanged, match=r"seed is 1, the run was made with 0"):
+        Experiment(replace(SMALL, seed=1)).load_state_dict(state)
+
+
+def test_resuming_without_a_filter_ignores_the_filters_options() -> None:
+    adam = replace(SMALL, optimizer="adam", weight_decay=0.0)
+    Experiment(replace(adam, lamb=3.0)).load_state_dict(Experiment(adam).state_dict())
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no checkpoint"])
-def test_a_missing_or_damaged_checkpoint_is_refused_clearly(tmp_path, content) -> None:
+def test_a_missing_or_damaged_checkpoint_is_refused_clearly(tmp_path: Path, content: bytes | None) -> None:
     folder = RunFolder(tmp_path)
     if content is not None:
         folder.checkpoint.write_bytes(content)
@@ -161,7 +210,20 @@ def test_a_missing_or_damaged_checkpoint_is_refused_clearly(tmp_path, content) -
         folder.load()
 
 
-def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path) -> None:
+@pytest.mark.parametrize(("content", "words"), [("", "ends before iteration 6"), ("nothing\n", "damaged")])
+def test_metrics_that_do_not_reach_the_checkpoint_are_refused(
+    tmp_path: Path, content: str, words: str
+) -> None:
+    folder = RunFolder(tmp_path)
+    experiment = Experiment(SMALL)
+    list(experiment.evaluations(6, stop_at=2))
+    folder.save(experiment.state_dict())
+    folder.metrics.write_text(content)
+    with pytest.raises(RunFolderError, match=words):
+        folder.load()
+
+
+def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.append(Evaluation(20, 1.0, 0.5, 0.25, 3.0))
     with folder.metrics.open("a") as file:
@@ -177,20 +239,28 @@ def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path) -> None:
         (["--lr", "nan"], ["--lr", "nan"]),
         (["--optimizer", "sgd"], ["--optimizer", "sgd", "grokadamw"]),
         (["--device", "nowhere"], ["--device nowhere"]),
-        (["--budget", "0"], ["--budget"]),
+        (["--budget", "0"], ["--budget", ">= 1", "got 0"]),
         (["--resume", "--overwrite"], ["contradict"]),
         (["--compare", "grokadam"], ["runs already"]),
-        (["--resume"], ["no checkpoint"]),
+        (["--resume"], ["holds no run to resume"]),
+        (["--stop-at", "0"], ["--stop-at", "(0, 1]", "0.0"]),
+        (["--lamb=-inf"], ["--lamb", "finite", "-inf"]),
+        (["--seed", "-1"], ["--seed", "2^63", "-1"]),
     ],
     ids=lambda value: value[0] if value[0].startswith("-") else None,
 )
-def test_bad_options_are_refused_by_name(arguments, words, tmp_path) -> None:
+def test_bad_options_are_refused_by_name(arguments: list[str], words: list[str], tmp_path: Path) -> None:
     shown = grok(*arguments, "--out", tmp_path / "runs", code=2)
     assert all(word in shown for word in words), shown
     assert not (tmp_path / "runs").exists()
 
 
-def test_info_and_verify_print_what_they_found(monkeypatch) -> None:
+def test_a_directory_that_cannot_be_written_to_is_refused_clearly(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "choose another --out" in grok("--out", tmp_path / "file", code=2)
+
+
+def test_info_and_verify_print_what_they_found(monkeypatch: pytest.MonkeyPatch) -> None:
     from grokfused.lab import agreement
 
     shown = CliRunner().invoke(app, ["info"]).output
@@ -206,7 +276,7 @@ def test_info_and_verify_print_what_they_found(monkeypatch) -> None:
     assert (result.exit_code, "equal" in result.output) == (0, True)
 
 
-def test_verify_fails_when_a_backend_differs(monkeypatch) -> None:
+def test_verify_fails_when_a_backend_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     from grokfused.lab import agreement
 
     monkeypatch.setattr(agreement, "compare", lambda *_: {"float32": {"odd param": 3}})

@@ -13,9 +13,10 @@ def main() -> None:
     try:
         from grokfused.lab.cli import app
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich", "matplotlib"):
+        missing = (error.name or "").partition(".")[0]
+        if missing not in ("typer", "rich", "matplotlib"):
             raise
-        message = f"the grokfused command needs: pip install 'grokfused[lab]' (missing: {error.name})"
+        message = f"the grokfused command needs: pip install 'grokfused[lab]' (missing: {missing})"
         print(message, file=sys.stderr)
         sys.exit(2)
     app()

@@ -13,13 +13,14 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import grokfused
-from grokfused.backends import BACKENDS, BackendUnavailable
+from grokfused import backends
 from grokfused.lab import agreement, report
 from grokfused.lab.run_folder import RunFolder, RunFolderError
-from grokfused.lab.training import WEIGHT_DECAY, Config, Experiment
+from grokfused.lab.training import WEIGHT_DECAY, Config, Experiment, OptionChanged
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,8 +36,14 @@ CHECKPOINT_EVERY = 5  # evaluations
 
 def refuse(message: str) -> typer.Exit:
     """Prints why a command cannot run and returns the exit to raise."""
-    Console(stderr=True).print(f"[red]grokfused:[/red] {message}", highlight=False)
+    shown = f"[red]grokfused:[/red] {escape(message)}"
+    Console(stderr=True).print(shown, highlight=False, soft_wrap=True)
     return typer.Exit(2)
+
+
+def say(message: str) -> None:
+    """Prints one line as it is: unbroken and without markup, so that a path in it can be copied."""
+    console.print(message, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -69,42 +76,78 @@ class Plan:
     overwrite: bool
 
 
-def train(config: Config, folder: RunFolder, plan: Plan) -> report.Run:
-    """Runs or continues one experiment; its files are valid at every moment."""
+def prepare(config: Config, folder: RunFolder, plan: Plan) -> Experiment:
+    """Returns the experiment as it begins or continues; what refuses does so before a file has changed.
+
+    With ``plan.resume``, a directory without a run is one that a stopped ``--compare`` never reached.
+    """
+    if config.ours:
+        backends.choose(config.backend, backends.Kind(torch.device(config.device).type, dense=True))
     experiment = Experiment(config)
-    if plan.resume:
+    if plan.resume and folder.holds_a_run():
         experiment.load_state_dict(folder.load())
-        folder.cut_metrics(experiment.iteration)
-    else:
-        folder.begin(config, plan.overwrite)
-        folder.save(experiment.state_dict())
-    arrived = report.Run(config, folder.evaluations()).arrival(plan.stop_at)
-    budget = 0 if arrived else plan.budget
+    elif not plan.overwrite:
+        folder.require_free()
+    return experiment
+
+
+def train(experiment: Experiment, folder: RunFolder, plan: Plan) -> report.Run:
+    """Runs one experiment to its end; its files are valid at every moment."""
+    config = experiment.config
     with interruptible() as interrupted, report.bar(console, config.optimizer, plan.budget) as bar:
+        if plan.resume and folder.holds_a_run():
+            folder.cut_metrics(experiment.iteration)
+        else:
+            folder.begin(config)
+            folder.save(experiment.state_dict())
+        arrived = report.Run(config, folder.evaluations()).arrival(plan.stop_at)
+        budget = 0 if arrived else plan.budget
         for number, evaluation in enumerate(experiment.evaluations(budget, plan.stop_at), 1):
             folder.append(evaluation)
             bar.show(evaluation)
             if number % CHECKPOINT_EVERY == 0 or interrupted():
                 folder.save(experiment.state_dict())
             if interrupted():
-                console.print(f"interrupted; the same command with --resume continues ({folder.path})")
+                say(f"interrupted; the same command with --resume continues ({folder.path})")
                 raise typer.Exit(130)
     folder.save(experiment.state_dict())
     return report.Run(config, folder.evaluations())
 
 
-def _ranged(name: str, low: float, text: str, below: float = math.inf) -> Any:
-    """Returns a typer callback that names the option, its value and the range."""
+def run_all(configs: list[Config], out: Path, plan: Plan) -> list[report.Run]:
+    """Runs experiments one after the other; the figure of each shows those before it too."""
+    folders = [RunFolder(out / config.name()) for config in configs]
+    if plan.resume and not any(folder.holds_a_run() for folder in folders):
+        raise refuse(f"{folders[0].path} holds no run to resume; start without --resume")
+    runs: list[report.Run] = []
+    try:
+        experiments = [prepare(*pair, plan) for pair in zip(configs, folders, strict=True)]
+        for experiment, folder in zip(experiments, folders, strict=True):
+            runs.append(train(experiment, folder, plan))
+            report.draw(runs, folder.figure, plan.stop_at)
+    except (RunFolderError, OptionChanged, backends.BackendUnavailable) as error:
+        raise refuse(str(error)) from error
+    say(f"files: {folder.path} (metrics.jsonl, accuracy.png, checkpoint.pt)")
+    return runs
+
+
+def _must(be: str, holds: Callable[[float], bool]) -> Any:
+    """Returns a typer callback that refuses other numbers; typer's message names the option."""
 
     def check(value: float | None) -> float | None:
-        if value is not None and not low <= value < below:
-            raise typer.BadParameter(f"{name} must be {text}, got {value}")
+        if value is not None and not holds(value):
+            raise typer.BadParameter(f"must be {be}, got {value}")
         return value
 
     return check
 
 
-NonNegative = {"low": 0.0, "text": "a number >= 0"}
+def _check_device(device: str) -> None:
+    """Refuses a device that torch does not know, was not built for or does not find."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise refuse(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 @app.command()
@@ -118,18 +161,25 @@ def grok(
     weight_decay: Annotated[
         float | None,
         typer.Option(
-            callback=_ranged("--weight-decay", **NonNegative), help="Default: 0.005; adam 0; adamw 1.0."
+            callback=_must("a number >= 0", lambda x: 0 <= x < math.inf),
+            help="Default: 0.005; adam 0; adamw 1.0.",
         ),
     ] = None,
-    lr: Annotated[float, typer.Option(callback=_ranged("--lr", **NonNegative))] = 1e-3,
-    alpha: Annotated[float, typer.Option(callback=_ranged("--alpha", 0.0, "in [0, 1)", 1.0))] = 0.98,
-    lamb: Annotated[float, typer.Option(callback=_ranged("--lamb", -math.inf, "a finite number"))] = 2.0,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    lr: Annotated[float, typer.Option(callback=_must("a number >= 0", lambda x: 0 <= x < math.inf))] = 1e-3,
+    alpha: Annotated[float, typer.Option(callback=_must("in [0, 1)", lambda x: 0 <= x < 1))] = 0.98,
+    lamb: Annotated[float, typer.Option(callback=_must("a finite number", math.isfinite))] = 2.0,
+    seed: Annotated[int, typer.Option(callback=_must("in 0 to 2^63 - 1", lambda x: 0 <= x < 2**63))] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     backend: Annotated[BackendName, typer.Option(help="See `grokfused info`.")] = "auto",
-    budget: Annotated[int, typer.Option(min=1, help="Iterations at most.")] = 5_000,
+    budget: Annotated[
+        int, typer.Option(callback=_must(">= 1", lambda x: x >= 1), help="Iterations at most.")
+    ] = 5_000,
     stop_at: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Validation accuracy that ends a run.")
+        float,
+        typer.Option(
+            callback=_must("in (0, 1]", lambda x: 0 < x <= 1),
+            help="Validation accuracy that ends a run.",
+        ),
     ] = 0.95,
     out: Annotated[Path, typer.Option(help="Where the runs' directories go.")] = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume", help="Continue, bit for bit.")] = False,
@@ -141,25 +191,15 @@ def grok(
     names = [optimizer, *([compare] if compare else [])]
     if len(set(names)) < len(names):
         raise refuse(f"--compare {names[1]} is the optimizer that runs already; name another one")
+    _check_device(device)
     plan = Plan(budget, stop_at, resume, overwrite)
-    runs = []
-    try:
-        torch.empty(0, device=device)
-        for name in names:
-            decay = WEIGHT_DECAY[name] if weight_decay is None else weight_decay
-            config = Config(name, decay, lr, alpha, lamb, seed, device, backend)
-            folder = RunFolder(out / config.name())
-            runs.append(train(config, folder, plan))
-            report.draw(runs, folder.figure, stop_at)
-    except (RunFolderError, BackendUnavailable, ValueError) as error:
-        raise refuse(str(error)) from error
-    except (RuntimeError, AssertionError) as error:  # torch: a device it does not know or was not built for
-        if runs or ("device" not in str(error).lower() and "cuda" not in str(error).lower()):
-            raise
-        raise refuse(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+    configs = []
+    for name in names:
+        decay = WEIGHT_DECAY[name] if weight_decay is None else weight_decay
+        configs.append(Config(name, decay, lr, alpha, lamb, seed, device, backend))
+    runs = run_all(configs, out, plan)
     console.print(report.table(runs, stop_at))
     console.print(report.HONESTY)
-    console.print(f"files: {folder.path} (metrics.jsonl, accuracy.png, checkpoint.pt)")
 
 
 @app.command()
@@ -187,14 +227,14 @@ def verify() -> None:
         shown.add_column(column)
     failed = False
     grid = list(agreement.cases())
-    for name in BACKENDS:
+    for name in backends.BACKENDS:
         for device in devices:
             if (name, device) == ("reference", "cpu"):
                 continue  # that is the truth itself
             try:
                 with report.bar(console, f"{name} on {device}", len(grid)) as bar:
                     wrong = agreement.compare(name, device, grid, bar.advance)
-            except BackendUnavailable as refusal:
+            except backends.BackendUnavailable as refusal:
                 shown.add_row(name, device, "0", f"cannot run: {refusal}")
                 continue
             failed = failed or bool(wrong)

@@ -27,23 +27,39 @@ class RunFolder:
         self.checkpoint = path / "checkpoint.pt"
         self.figure = path / "accuracy.png"
 
-    def begin(self, config: Config, overwrite: bool) -> None:
-        """Starts a run here.
+        self.files = (self.config, self.metrics, self.checkpoint, self.figure)
+
+    def holds_a_run(self) -> bool:
+        """Says whether any file of a run is here."""
+        return any(file.exists() for file in self.files)
+
+    def require_free(self) -> None:
+        """Refuses a directory that is in use.
 
         Raises:
-            RunFolderError: A run is here already and ``overwrite`` is False; nothing was changed.
+            RunFolderError: A run is here already.
         """
-        files = (self.config, self.metrics, self.checkpoint, self.figure)
-        if any(file.exists() for file in files) and not overwrite:
+        if self.holds_a_run():
             raise RunFolderError(
                 f"{self.path} already holds a run: use --resume to continue it, --overwrite to replace it, "
                 "or another --out"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        for file in files:
-            file.unlink(missing_ok=True)
-        self.config.write_text(json.dumps(asdict(config), indent=2) + "\n")
-        self.metrics.touch()
+
+    def begin(self, config: Config) -> None:
+        """Starts a run here, in place of one that was here before.
+
+        Raises:
+            RunFolderError: The directory cannot be made or written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for file in self.files:
+                file.unlink(missing_ok=True)
+            self.config.write_text(json.dumps(config.options(), indent=2) + "\n")
+            self.metrics.touch()
+        except OSError as error:
+            reason = f"{self.path} cannot be written to ({error.strerror}); choose another --out"
+            raise RunFolderError(reason) from error
 
     def append(self, evaluation: Evaluation) -> None:
         """Adds a line to the metrics."""
@@ -51,9 +67,16 @@ class RunFolder:
             file.write(json.dumps(asdict(evaluation)) + "\n")
 
     def evaluations(self) -> list[Evaluation]:
-        """Reads the metrics; a last line that a kill cut short is left out."""
-        complete = self.metrics.read_text().splitlines(keepends=True) if self.metrics.exists() else []
-        return [Evaluation(**json.loads(line)) for line in complete if line.endswith("\n")]
+        """Reads the metrics; a last line that a kill cut short is left out.
+
+        Raises:
+            RunFolderError: A line is no evaluation.
+        """
+        lines = self.metrics.read_text().splitlines(keepends=True) if self.metrics.exists() else []
+        try:
+            return [Evaluation(**json.loads(line)) for line in lines if line.endswith("\n")]
+        except (ValueError, TypeError) as error:
+            raise RunFolderError(f"{self.metrics} is damaged; start anew with --overwrite") from error
 
     def save(self, state: dict[str, Any]) -> None:
         """Writes the checkpoint so that at every moment a whole one, old or new, is there."""
@@ -68,10 +91,12 @@ class RunFolder:
         """Reads the checkpoint.
 
         Raises:
-            RunFolderError: There is no checkpoint, or it cannot be read.
+            RunFolderError: There is no checkpoint, it cannot be read, or the metrics end before it.
         """
         if not self.checkpoint.exists():
-            raise RunFolderError(f"{self.path} holds no checkpoint to resume from; start without --resume")
+            raise RunFolderError(
+                f"{self.path} holds no checkpoint to resume from; start anew with --overwrite"
+            )
         try:
             # The random state is a CPU tensor whatever the device; the optimizer moves its own states.
             state: dict[str, Any] = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
@@ -80,6 +105,11 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.checkpoint} cannot be read ({type(error).__name__}); start anew with --overwrite"
             ) from error
+        if state["iteration"] > max((e.iteration for e in self.evaluations()), default=0):
+            raise RunFolderError(
+                f"{self.metrics} ends before iteration {state['iteration']}, where the checkpoint was taken; "
+                "start anew with --overwrite"
+            )
         return state
 
     def cut_metrics(self, iteration: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -19,6 +19,11 @@ from grokfused.lab.task import modular_multiplication
 # The paper's: its Grokfast run, and its baseline, which has no decay; and the field's usual AdamW.
 WEIGHT_DECAY = {"grokadam": 0.005, "grokadamw": 0.005, "adam": 0.0, "adamw": 1.0}
 WARM_UP = 10  # iterations; the first one has step length 0
+OURS_ONLY = ("alpha", "lamb", "backend")  # options that torch's optimizers do not have
+
+
+class OptionChanged(ValueError):
+    """A run cannot be resumed with other options than it was made with; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,28 @@ class Config:
     modulus: int = 97
     batch_size: int = 512
 
+    @property
+    def ours(self) -> bool:
+        """Whether the optimizer is one of this package."""
+        return self.optimizer.startswith("grok")
+
+    def options(self) -> dict[str, Any]:
+        """Returns by name what decides this run: without a filter's options where there is no filter."""
+        return {k: value for k, value in asdict(self).items() if self.ours or k not in OURS_ONLY}
+
     def name(self) -> str:
         """Returns a directory name that tells runs apart."""
-        filtered = f"-alpha{self.alpha:g}-lamb{self.lamb:g}" if self.optimizer.startswith("grok") else ""
+        filtered = f"-alpha{self.alpha:g}-lamb{self.lamb:g}" if self.ours else ""
         return f"{self.optimizer}-lr{self.lr:g}-wd{self.weight_decay:g}{filtered}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One line of the metrics. Accuracies are shares in [0, 1]; seconds count training and evaluation."""
+    """One line of the metrics.
+
+    ``loss`` and ``train_accuracy`` are taken while the last epoch trains, batch by batch. Accuracies are
+    shares in [0, 1]; ``seconds`` count training and evaluation.
+    """
 
     iteration: int
     loss: float
@@ -60,7 +78,7 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """Returns the optimizer that the config names, on the model's parameters."""
     parameters = model.parameters()
     shared: dict[str, Any] = {"lr": config.lr, "betas": (0.9, 0.98), "weight_decay": config.weight_decay}
-    if config.optimizer in ("adam", "adamw"):
+    if not config.ours:
         kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
         return kind(parameters, **shared)
     ours = GrokAdam if config.optimizer == "grokadam" else GrokAdamW
@@ -119,7 +137,7 @@ class Experiment:
         """Trains, and yields an evaluation every few epochs.
 
         Args:
-            budget: Iterations after which no new epoch begins.
+            budget: The first evaluation at or after so many iterations is the last.
             stop_at: The validation accuracy that ends the run. (default: 0.95)
         """
         accuracy = 0.0
@@ -134,7 +152,7 @@ class Experiment:
     def state_dict(self) -> dict[str, Any]:
         """Returns all that a continued run depends on, as tensors and plain values."""
         return {
-            "config": asdict(self.config),
+            "config": self.config.options(),
             "iteration": self.iteration,
             "seconds": self.seconds,
             "model": self.model.state_dict(),
@@ -149,13 +167,13 @@ class Experiment:
         """Continues where ``state_dict`` was taken.
 
         Raises:
-            ValueError: The state belongs to a run with other options; the message names the first.
+            OptionChanged: The state belongs to a run with other options; the message names the first.
         """
-        saved = replace(self.config, **state["config"])
-        for name, value in asdict(self.config).items():
-            if value != getattr(saved, name):
-                raise ValueError(
-                    f"cannot resume: {name} is {value!r}, the run was made with {getattr(saved, name)!r}"
+        saved = state["config"]
+        for name, value in self.config.options().items():
+            if value != saved.get(name):
+                raise OptionChanged(
+                    f"cannot resume: {name} is {value!r}, the run was made with {saved.get(name)!r}"
                 )
         self.iteration, self.seconds = state["iteration"], state["seconds"]
         self.model.load_state_dict(state["model"])

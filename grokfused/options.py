@@ -1,0 +1,59 @@
+"""What may stand in a parameter group: every option's range, checked in one place."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from grokfused import backends
+from grokfused.grad_filter import FILTERS, INITS
+from grokfused.scalars import checked_hyperparameters
+from grokfused.storage import STATE_DTYPES
+
+CHOICES = {
+    "grad_filter": tuple(FILTERS),
+    "grad_ema_init": INITS,
+    "state_dtype": tuple(STATE_DTYPES),
+    "state_rounding": ("stochastic", "nearest"),
+    "backend": backends.NAMES,
+}
+FLAGS = ("amsgrad", "maximize", "capturable", "differentiable")
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Raises ValueError or TypeError naming the first option that is out of its range."""
+    checked_hyperparameters(options)
+    for name, allowed in CHOICES.items():
+        if options[name] not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}, got {options[name]!r}")
+    for name in FLAGS:
+        if not isinstance(options[name], bool):
+            raise TypeError(f"{name} must be True or False, got {options[name]!r}")
+    for name in ("foreach", "fused"):
+        if options[name] not in (None, True, False):
+            raise TypeError(f"{name} must be None, True or False, got {options[name]!r}")
+    seed = options["seed"]
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an integer in [0, 2**63), got {seed!r}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be an integer in [0, 2**63), got {seed}")
+    if options["differentiable"]:
+        raise ValueError(
+            "differentiable=True is not supported: the step is one in-place pass that autograd cannot "
+            "see; use torch.optim.AdamW(differentiable=True)"
+        )
+    if options["fused"] and options["foreach"]:
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+
+
+def refuse_misspelt(names: Iterable[str], known: Iterable[str], *, any_unknown: bool) -> None:
+    """Raises TypeError for a name that is not known but close to one that is (or for any)."""
+    known = list(known)
+    for name in names:
+        if name in known:
+            continue
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5 if any_unknown else 0.75)
+        if nearest or any_unknown:
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known are {known}"
+            raise TypeError(f"unexpected keyword argument {name!r}{hint}")
