@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,10 @@ class Stepper:
 
     The first step goes through the op, which checks every tensor. As long as all tensors then lie where
     they lay, the next ones run the same kernel on the remembered addresses: for hundreds of small tensors
-    the checks would cost more than the arithmetic. Tensors that are negated only when read, or that have no
-    memory at all (empty or lazily zero), always take the way of the op, whose dispatcher knows them.
+    the checks would cost more than the arithmetic. Shapes and memory orders of the gradients, which are new
+    tensors in each step, are compared by ``plan.Plan.grads`` before. Tensors that are negated only when
+    read, or that have no memory at all (empty or lazily zero), always take the way of the op, whose
+    dispatcher knows them.
     """
 
     def __init__(self) -> None:
@@ -104,8 +107,9 @@ class Stepper:
         kept = (params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_emas)
         addresses = [list(map(_address, array)) for array in kept]
         grad_addresses = list(map(_address, grads))
-        seen = (addresses, [(grad.dtype, grad.is_cpu) for grad in grads], list(map(Tensor.numel, grads)))
-        if seen == self.known and 0 not in grad_addresses and not any(map(Tensor.is_neg, grads)):
+        seen = (addresses, [grad.dtype for grad in grads])
+        plain = 0 not in grad_addresses and not any(map(Tensor.is_neg, grads)) and all(map(_is_cpu, grads))
+        if plain and seen == self.known:
             self.launch.step(grad_addresses, scalars.data_ptr(), rows, steps.data_ptr())
             torch.autograd.graph.increment_version(params)
             return
@@ -113,12 +117,14 @@ class Stepper:
         adamw_step_(params, grads, *kept[1:], steps, scalars, rows, **options)
         if params[0].device.type == "cpu" and not any(tensor.is_neg() for array in kept for tensor in array):
             dtypes = (str(tensor.dtype).removeprefix("torch.") for tensor in (params[0], exp_avgs[0]))
-            self.launch = _C.CpuLaunch(*dtypes, addresses, seen[2], **options)
+            sizes = list(map(Tensor.numel, params))
+            self.launch = _C.CpuLaunch(*dtypes, addresses, sizes, **options)
             self.alive = kept  # while these live, no other tensor can come to lie at their addresses
             self.known = seen
 
 
 _address = Tensor.data_ptr
+_is_cpu = operator.attrgetter("is_cpu")
 
 if not _missing:
     # The op has no derivative. Falling through says so at once; torch's stand-in for a missing autograd

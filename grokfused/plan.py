@@ -27,7 +27,10 @@ def _same(new: Sequence[Any], old: Sequence[Any]) -> bool:
 def _memory_orders(tensors: Sequence[Tensor]) -> list[bool | tuple[int, ...]] | None:
     """Returns, per tensor, True for C order or else its strides; None when one is sparse."""
     try:
-        return [tensor.is_contiguous() or tensor.stride() for tensor in tensors]
+        orders: list[bool | tuple[int, ...]] = list(map(Tensor.is_contiguous, tensors))
+        if not all(orders):
+            orders = [order or tensor.stride() for order, tensor in zip(orders, tensors, strict=True)]
+        return orders
     except (RuntimeError, NotImplementedError):
         return None
 
@@ -44,14 +47,15 @@ def _options(groups: Groups) -> list[tuple[Any, ...]]:
     ]
 
 
-def name_of(groups: Groups, param: Tensor) -> str:
-    """Returns how messages call a parameter."""
-    for number, group in enumerate(groups):
-        for index, other in enumerate(group["params"]):
-            if other is param:
-                name = group.get("param_names", {index: index})[index]
-                return f"parameter {name!r} of group {number} (shape {list(param.shape)})"
-    raise ValueError("the parameter is in none of the groups")
+def _names(groups: Groups) -> dict[Tensor, str]:
+    """Returns how messages call each parameter."""
+    return {
+        param: f"parameter {name!r} of group {number} (shape {list(param.shape)})"
+        for number, group in enumerate(groups)
+        for name, param in zip(
+            group.get("param_names", range(len(group["params"]))), group["params"], strict=True
+        )
+    }
 
 
 class Plan:
@@ -74,8 +78,9 @@ class Plan:
         for group in groups:
             check_options(group)
         owners = {param: group for group in groups for param in group["params"]}
-        for param in stepped:
-            name = name_of(groups, param)
+        every_name = _names(groups)
+        self.names = [every_name[param] for param in stepped]
+        for param, name in zip(stepped, self.names, strict=True):
             check_param(param, name)
             check_has_values(param, name)
             check_state(param, states.get(param, {}), name)
@@ -87,6 +92,7 @@ class Plan:
             prepare_state(*member)
         self.buckets: list[Bucket] = into_buckets(members, decay)
         self.states = list(states.values())
+        self.stepped_states = [state for _, state, _ in members]
         self.addresses = list(map(Tensor.data_ptr, stepped))
         self.shapes = [param.shape for param in stepped]
         self.orders = _memory_orders(stepped)
@@ -116,20 +122,15 @@ class Plan:
         shapes = [grad.shape for grad in found]
         if self.op_checks_all and shapes == self.shapes and _memory_orders(found) == self.orders:
             return found
-        for param, state in zip(self.stepped, self.bucket_states(), strict=True):
-            check_state(param, state, name_of(self.groups, param))
+        for param, state, name in zip(self.stepped, self.stepped_states, self.names, strict=True):
+            check_state(param, state, name)
         return self.grads_fit()
-
-    def bucket_states(self) -> list[dict[str, Any]]:
-        """Returns the parameters' states, in the order of the parameters."""
-        placed = [pair for bucket in self.buckets for pair in zip(bucket.indices, bucket.states, strict=True)]
-        return [state for _, state in sorted(placed, key=operator.itemgetter(0))]
 
     @torch.no_grad()
     def grads_fit(self) -> list[Tensor]:
         """Checks every gradient and copies those that lie in another order than their parameter."""
         return [
-            fitting_grad(param, param.grad, name_of(self.groups, param))
-            for param in self.stepped
+            fitting_grad(param, param.grad, name)
+            for param, name in zip(self.stepped, self.names, strict=True)
             if param.grad is not None
         ]

@@ -110,7 +110,8 @@ def test_with_amplification_it_is_the_authors_filter_before_torch_adam(backend) 
         assert (state[name] - truth).abs().max() <= 1e-6 * truth.abs().max(), name
 
 
-def test_its_error_against_float64_is_that_of_torchs_fused_adamw() -> None:
+def test_its_error_against_float64_is_that_of_torchs_fused_adamw(set_threads) -> None:
+    set_threads(1)  # 4096 elements: torch's threads would spend longer waiting for each other
     # A decay factor that float32 holds exactly, 1 - 2**-13: another one's own rounding, the same in both,
     # adds up to ten times the error of all the arithmetic and would hide it.
     options = {"lr": 2**-8, "weight_decay": 2**-5, "betas": (0.87, 0.993), "eps": 3e-7}
@@ -435,6 +436,18 @@ def test_a_filter_turned_on_late_starts_at_that_gradient(backend) -> None:
     expected = torch.tensor(alpha) * last + torch.tensor(1 - alpha) * param.grad
     assert differing_bits(optimizer.state[param]["grad_ema"], expected) == 0
     assert differing_bits(optimizer.state[delayed]["grad_ema"], delayed.grad) == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_state_made_late_has_the_dtype_of_the_others(backend) -> None:
+    param = new_param(9)
+    optimizer = GrokAdamW([param], backend=backend, grad_filter="none", state_dtype=torch.bfloat16, **OPTIONS)
+    train(optimizer, 2)
+    optimizer.param_groups[0].update(grad_filter="ema", amsgrad=True, state_dtype="float32")
+    train(optimizer, 1)
+    state = optimizer.state[param]
+    names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "grad_ema")
+    assert {state[name].dtype for name in names} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
