@@ -9,7 +9,7 @@ TO_RUN := torch numpy pybind11 ninja setuptools wheel typer rich matplotlib
 # The ninja and the Python of the environment, not those of the system.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test lint format bench-cpu sanitize clean
+.PHONY: demo test lint format bench-cpu clean
 
 demo: $(BUILT)
 	$(BIN)/grokfused grok --overwrite
@@ -31,10 +31,6 @@ format: $(VENV)/.tools
 
 bench-cpu: $(BUILT)
 	$(BIN)/python -m bench.step_cpu
-
-# By hand: the native tests under AddressSanitizer and UndefinedBehaviourSanitizer.
-sanitize: $(BUILT)
-	$(BIN)/python tests/run_sanitized.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info grokfused/_C*.so grokfused/_build_error.txt

@@ -35,6 +35,11 @@ def markdown(record: dict[str, Any]) -> str:
             f"{longer['AdamW(fused)']['median']:.2f}",
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
+    lines += ["", "What was aimed at, and what this run measured:", ""]
+    lines += [
+        f"- {aim['what']}: {aim['measured']:.2f} (aim {aim['promise']}; {'kept' if aim['kept'] else '**missed**'})"
+        for aim in record["promises"]
+    ]
     return "\n".join(lines) + "\n"
 
 
