@@ -36,10 +36,9 @@ def markdown(record: dict[str, Any]) -> str:
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += ["", "What was aimed at, and what this run measured:", ""]
-    lines += [
-        f"- {aim['what']}: {aim['measured']:.2f} (aim {aim['promise']}; {'kept' if aim['kept'] else '**missed**'})"
-        for aim in record["promises"]
-    ]
+    for aim in record["promises"]:
+        verdict = "kept" if aim["kept"] else "**missed**"
+        lines.append(f"- {aim['what']}: {aim['measured']:.2f} (aim {aim['promise']}; {verdict})")
     return "\n".join(lines) + "\n"
 
 
