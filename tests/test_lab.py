@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.image import imread
 from torch import Tensor
 from typer.testing import CliRunner
 
 from grokfused.lab import cli
 from grokfused.lab.cli import app
 from grokfused.lab.model import Decoder
+from grokfused.lab.report import percent
 from grokfused.lab.run_folder import RunFolder, RunFolderError
 from grokfused.lab.task import modular_multiplication
 from grokfused.lab.training import Config, Evaluation, Experiment, OptionChanged
@@ -163,11 +165,15 @@ def test_a_run_leaves_its_files_and_its_table(tmp_path: Path) -> None:
     folders = sorted(folder.name for folder in tmp_path.iterdir())
     assert folders == ["adam-lr0.001-wd0-seed0", "grokadam-lr0.001-wd0.005-alpha0.98-lamb2-seed0"]
     for name in folders:
-        assert (tmp_path / name / "accuracy.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+        assert imread(tmp_path / name / "accuracy.png").shape == (720, 1200, 4)
         assert json.loads((tmp_path / name / "config.json").read_text())["seed"] == 0
         assert metrics(tmp_path / name)[0]["iteration"] == 20
     for word in ("910", "39,890", "published", "not in 20", "without weight decay"):
         assert word in shown
+
+
+def test_a_finer_threshold_is_not_rounded_away() -> None:
+    assert [percent(share) for share in (0.95, 0.999, 1.0)] == ["95 %", "99.9 %", "100 %"]
 
 
 @pytest.mark.usefixtures("small_task")

@@ -16,6 +16,7 @@ from grokfused.lab.training import Config, Evaluation
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 # Lee et al. 2024, arXiv:2405.20233, one GTX 1080 Ti: iterations to 95 % validation accuracy.
 PUBLISHED = {"Grokfast-EMA, Adam": (910, 137.0), "Adam without weight decay": (39_890, 5_984.0)}
@@ -73,45 +74,36 @@ def bar(console: Console, title: str, budget: int) -> Iterator[Bar]:
         yield Bar(console, progress, title, budget)
 
 
+def percent(share: float) -> str:
+    """Returns 0.95 as "95 %"; no digit of a finer threshold is lost."""
+    return f"{100 * share:g} %"
+
+
+def _draw_run(axes: Axes, run: Run, color: str, threshold: float) -> None:
+    """Adds a run's two curves; the legend, where nothing can cover it, says when the threshold is reached."""
+    iterations = [e.iteration for e in run.evaluations]
+    train = [e.train_accuracy for e in run.evaluations]
+    validation = [e.validation_accuracy for e in run.evaluations]
+    arrived = run.arrival(threshold)
+    when = f"{percent(threshold)} at {arrived.iteration:,}" if arrived else f"below {percent(threshold)}"
+    axes.plot(iterations, train, "--", color=color, label=f"{run.config.optimizer}, train")
+    axes.plot(iterations, validation, color=color, label=f"{run.config.optimizer}, validation ({when})")
+    if arrived:
+        axes.plot(arrived.iteration, arrived.validation_accuracy, "o", color=color)
+
+
 def draw(runs: Sequence[Run], path: Path, threshold: float = 0.95) -> None:
     """Writes the accuracies over the iterations, on a logarithmic axis, as PNG."""
     figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
     for number, run in enumerate(runs):
-        iterations = [e.iteration for e in run.evaluations]
-        label, color = run.config.optimizer, f"C{number}"
-        axes.plot(
-            iterations,
-            [e.train_accuracy for e in run.evaluations],
-            "--",
-            color=color,
-            label=f"{label}, train",
-        )
-        axes.plot(
-            iterations,
-            [e.validation_accuracy for e in run.evaluations],
-            color=color,
-            label=f"{label}, validation",
-        )
-        arrived = run.arrival(threshold)
-        if arrived:
-            axes.plot(arrived.iteration, arrived.validation_accuracy, "o", color=color)
-            axes.annotate(
-                f"{arrived.iteration}",
-                (arrived.iteration, arrived.validation_accuracy),
-                textcoords="offset points",
-                xytext=(-8, 6),
-                horizontalalignment="right",
-                color=color,
-            )
+        _draw_run(axes, run, f"C{number}", threshold)
     axes.axhline(threshold, color="0.7", linewidth=0.8, zorder=0)
-    axes.set(
-        xscale="log",
-        xlabel="iterations",
-        ylabel="accuracy",
-        ylim=(-0.03, 1.05),
-        title=f"x · y mod {runs[0].config.modulus}: " + " and ".join(run.config.name() for run in runs),
+    axes.text(
+        0.01, threshold, percent(threshold), transform=axes.get_yaxis_transform(), va="bottom", color="0.5"
     )
-    axes.title.set_fontsize(9)
+    axes.set(xscale="log", xlabel="iterations", ylabel="accuracy", ylim=(-0.03, 1.05))
+    task = f"x · y mod {runs[0].config.modulus}"
+    axes.set_title("\n".join([task, *(run.config.name() for run in runs)]), fontsize=10)
     axes.legend(loc="center left", frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -121,7 +113,7 @@ def table(runs: Sequence[Run], threshold: float = 0.95) -> Table:
     """Returns the runs above the published figures, which are for 95 % whatever the threshold."""
     device = runs[0].config.device
     shown = Table(
-        title=f"iterations to {100 * threshold:g} % validation accuracy, here on {device}",
+        title=f"iterations to {percent(threshold)} validation accuracy, here on {device}",
         caption="published: Lee et al. 2024, arXiv:2405.20233, one GTX 1080 Ti",
         title_justify="left",
         caption_justify="left",
