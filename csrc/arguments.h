@@ -9,17 +9,12 @@
 #include <utility>
 #include <vector>
 
+#include "layout.h"
 #include "step/fail.h"
 
 namespace grokfused {
 
 using torch::headeronly::ScalarType;
-
-// Sizes or strides, borrowed from the tensor they describe.
-struct Shape {
-  const int64_t* data;
-  int64_t dim;
-};
 
 inline void succeed(AOTITorchError error) {
   if (error) fail("a call into libtorch failed");

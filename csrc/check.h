@@ -2,15 +2,12 @@
 // and before the first element changes. Nothing is repaired: what does not fit is refused by name.
 #pragma once
 
-#include <algorithm>
-#include <cstring>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "arguments.h"
-
+#include "layout.h"
 #include "step/fail.h"
 #include "step/rounding.h"
 #include "step/scalars.h"
@@ -33,28 +30,6 @@ inline std::string dtype_name(int32_t dtype) {
       torch::stable::detail::to<ScalarType>(torch::stable::detail::from(dtype)));
 }
 
-inline std::string text(const Shape& values) {
-  std::string joined = "[";
-  for (int64_t d = 0; d < values.dim; ++d) joined += (d ? ", " : "") + std::to_string(values.data[d]);
-  return joined + "]";
-}
-
-// True when the elements fill one stretch of memory, each once, in any order of dimensions.
-inline bool is_dense(const Tensor& tensor) {
-  if (tensor.numel() <= 1 || tensor.is_contiguous()) return true;
-  const Shape sizes = tensor.sizes(), strides = tensor.strides();
-  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
-  for (int64_t d = 0; d < sizes.dim; ++d)
-    if (sizes.data[d] != 1) dims.emplace_back(strides.data[d], sizes.data[d]);
-  std::sort(dims.begin(), dims.end());
-  int64_t expected = 1;
-  for (const auto& [stride, size] : dims) {
-    if (stride != expected) return false;
-    expected *= size;
-  }
-  return true;
-}
-
 // What every tensor of one parameter must have in common with it, read once.
 struct Placement {
   std::pair<int32_t, int32_t> device;
@@ -62,21 +37,6 @@ struct Placement {
   explicit Placement(const Tensor& tensor)
       : device(tensor.device()), sizes(tensor.sizes()), strides(tensor.strides()) {}
 };
-
-inline bool same_sizes(const Shape& a, const Shape& b) {
-  return a.dim == b.dim && std::equal(a.data, a.data + a.dim, b.data);
-}
-
-// Element i in memory order is the same element in both. The stride of a dimension of size 1 says
-// nothing, and neither does any stride of an empty tensor.
-inline bool same_layout(const Placement& a, const Placement& b) {
-  bool same = true;
-  for (int64_t d = 0; d < a.sizes.dim; ++d) {
-    if (a.sizes.data[d] == 0) return true;
-    same = same && (a.sizes.data[d] == 1 || a.strides.data[d] == b.strides.data[d]);
-  }
-  return same;
-}
 
 // Messages are put together only when they are needed: this runs for every tensor of every step.
 inline void check_like_param(const char* name, const Tensors& list, const Placement& param, size_t t,
@@ -89,7 +49,7 @@ inline void check_like_param(const char* name, const Tensors& list, const Placem
   if (!same_sizes(here.sizes, param.sizes))
     fail(name, "[", t, "] must have the shape of params[", t, "], ", text(param.sizes), ", got ",
          text(here.sizes));
-  if (!same_layout(here, param))
+  if (!same_order(param.sizes, here.strides, param.strides))
     fail(name, "[", t, "] must have the strides of params[", t, "], ", text(param.strides), ", got ",
          text(here.strides));
 }
@@ -106,10 +66,10 @@ inline void check_tensor(const StepArguments& in, size_t t, int32_t param_dtype,
   if (param.dtype() != param_dtype)
     fail("params[", t, "] must be ", dtype_name(param_dtype), " like params[0], got ",
          dtype_name(param.dtype()));
-  if (!is_dense(param))
-    fail("params[", t, "] must fill its memory without gaps or overlaps, got shape ", text(param.sizes()),
-         " with strides ", text(param.strides()));
   const Placement place(param);
+  if (!param.is_contiguous() && !is_dense(place.sizes, place.strides))
+    fail("params[", t, "] must fill its memory without gaps or overlaps, got shape ", text(place.sizes),
+         " with strides ", text(place.strides));
   check_like_param("grads", in.grads, place, t, param_dtype);
   check_like_param("exp_avgs", in.exp_avgs, place, t, state_dtype);
   check_like_param("exp_avg_sqs", in.exp_avg_sqs, place, t, state_dtype);

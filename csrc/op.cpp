@@ -1,10 +1,10 @@
 // The op's schema, and the pybind11 module: how this file was built, and the repeated launch. Nothing
 // else: the kernels register themselves (csrc/cpu, csrc/cuda).
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 #include <torch/csrc/stable/library.h>
 
-#include "cpu/launch.h"
+#include "cpu/adamw_cpu.h"
+#include "launch.h"
 
 #ifndef GROK_VERSION
 #error "setup.py defines GROK_VERSION, GROK_TORCH and GROK_FLAGS"
@@ -34,19 +34,23 @@ PYBIND11_MODULE(_C, module) {
     return info;
   });
 
-  using grokfused::CpuLaunch;
-  const auto make = [](const std::string& param_dtype, const std::string& state_dtype,
-                       const std::vector<CpuLaunch::Addresses>& arrays, const std::vector<int64_t>& sizes,
+  using grokfused::Launch;
+  using grokfused::TensorReader;
+  const auto make = [](const pybind11::capsule& exchange, const std::string& param_dtype,
+                       const std::string& state_dtype, const Launch::Arrays& arrays,
                        const std::string& grad_filter, const std::string& decay, bool amsgrad,
                        const std::string& state_rounding, int64_t seed) {
-    return CpuLaunch(
+    return Launch(
+        TensorReader(exchange),
         grokfused::choose_cpu_kernel(param_dtype, state_dtype, state_rounding, grad_filter, decay, amsgrad),
-        arrays, sizes, seed);
+        arrays, seed);
   };
-  pybind11::class_<CpuLaunch>(module, "CpuLaunch")
-      .def(pybind11::init(make), pybind11::arg("param_dtype"), pybind11::arg("state_dtype"),
-           pybind11::arg("arrays"), pybind11::arg("sizes"), pybind11::kw_only(), pybind11::arg("grad_filter"),
-           pybind11::arg("decay"), pybind11::arg("amsgrad"), pybind11::arg("state_rounding"),
-           pybind11::arg("seed"))
-      .def("step", &CpuLaunch::step, pybind11::call_guard<pybind11::gil_scoped_release>());
+  pybind11::class_<Launch>(module, "Launch")
+      .def(pybind11::init(make), pybind11::arg("exchange"), pybind11::arg("param_dtype"),
+           pybind11::arg("state_dtype"), pybind11::arg("arrays"), pybind11::kw_only(),
+           pybind11::arg("grad_filter"), pybind11::arg("decay"), pybind11::arg("amsgrad"),
+           pybind11::arg("state_rounding"), pybind11::arg("seed"))
+      .def("knows", &Launch::knows, pybind11::arg("arrays"), pybind11::arg("grads"))
+      .def("step", &Launch::step, pybind11::arg("table"), pybind11::arg("rows"), pybind11::arg("steps"),
+           pybind11::call_guard<pybind11::gil_scoped_release>());
 }

@@ -37,11 +37,25 @@ def backend(name: str) -> ModuleType:
     return importlib.import_module(BACKENDS[name])
 
 
-def stepper(name: str) -> Callable[..., None]:
-    """Returns the backend's ``adamw_step_`` for one bucket; it may remember what it has checked."""
+class Stepper:
+    """A backend's ``adamw_step_`` for one bucket, where the backend has no stepper that remembers more."""
+
+    def __init__(self, adamw_step_: Callable[..., None]) -> None:
+        self.adamw_step_ = adamw_step_
+
+    def knows(self, *tensors: Any) -> bool:
+        """Says whether these tensors were checked before: nothing is remembered."""
+        return False
+
+    def __call__(self, *arguments: Any, **options: Any) -> None:
+        """Takes one step."""
+        self.adamw_step_(*arguments, **options)
+
+
+def stepper(name: str) -> Any:
+    """Returns a ``Stepper`` of the backend called ``name``, for one bucket."""
     module = backend(name)
-    step_: Callable[..., None] = module.Stepper() if hasattr(module, "Stepper") else module.adamw_step_
-    return step_
+    return module.Stepper() if hasattr(module, "Stepper") else Stepper(module.adamw_step_)
 
 
 @lru_cache(maxsize=64)

@@ -93,7 +93,6 @@ class Bucket:
 
     def __init__(self, options: Options) -> None:
         self.adamw_step_ = backends.stepper(options.backend)
-        self.checks_tensors = options.backend != "reference"
         self.keywords = options._asdict()
         for not_for_the_op in ("device", "param_dtype", "state_dtype", "backend"):
             del self.keywords[not_for_the_op]
@@ -149,20 +148,20 @@ class Bucket:
             ]
         )
 
-    def step_(self, grads: list[Tensor], scalars: Tensor) -> None:
-        """Updates the bucket in place. ``grads``: the gradients of all parameters with one."""
+    def arrays(self, grads: list[Tensor]) -> list[list[Tensor]]:
+        """Returns params, grads and states for the backend; ``grads``: of all parameters that have one."""
         if len(grads) != len(self.indices):
             grads = [grads[index] for index in self.indices]
         states = self.states
-        self.adamw_step_(
+        return [
             self.params,
             grads,
             *([state[name] for state in states] if used else [] for name, used in self.uses),
-            self.steps,
-            scalars,
-            self.rows,
-            **self.keywords,
-        )
+        ]
+
+    def step_(self, arrays: list[list[Tensor]], scalars: Tensor) -> None:
+        """Updates the bucket in place."""
+        self.adamw_step_(*arrays, self.steps, scalars, self.rows, **self.keywords)
 
 
 def into_buckets(members: Iterable[tuple[Tensor, State, Group]], decay: str) -> list[Bucket]:

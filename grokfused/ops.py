@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +77,25 @@ def adamw_step_(
 class Stepper:
     """``adamw_step_`` for one bucket, step after step.
 
-    The first step goes through the op, which checks every tensor. As long as all tensors then lie where
-    they lay, the next ones run the same kernel on the remembered addresses: for hundreds of small tensors
-    the checks would cost more than the arithmetic. Shapes and memory orders of the gradients, which are new
-    tensors in each step, are compared by ``plan.Plan.grads`` before. Tensors that are negated only when
-    read, or that have no memory at all (empty or lazily zero), always take the way of the op, whose
-    dispatcher knows them.
+    The first step goes through the op, which checks every tensor. As long as all tensors then are what
+    they were and lie where they lay, and each gradient fits its parameter (``knows``), the next ones run
+    the same kernel on the remembered addresses: for hundreds of small tensors the op's way would cost more
+    than the arithmetic. Tensors that are negated only when read, or that have no memory of their own
+    (lazily zero, fake), always take the way of the op, whose dispatcher knows them.
     """
 
     def __init__(self) -> None:
-        self.known: object = None  # what the op has checked
         self.launch: Any = None
+        self.repeats = False  # the coming step is one that the launch knows
+
+    def knows(self, params: list[Tensor], grads: list[Tensor], *states: list[Tensor]) -> bool:
+        """Says whether these are the tensors of the last step; gradients may be new ones of the same kind."""
+        self.repeats = (
+            self.launch is not None
+            and self.launch.knows((params, *states), grads)
+            and not any(map(Tensor.is_neg, grads))
+        )
+        return self.repeats
 
     def __call__(
         self,
@@ -103,28 +110,25 @@ class Stepper:
         rows: list[int],
         **options: Any,
     ) -> None:
-        """Takes one step; arguments and errors are those of ``adamw_step_``."""
-        kept = (params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_emas)
-        addresses = [list(map(_address, array)) for array in kept]
-        grad_addresses = list(map(_address, grads))
-        seen = (addresses, [grad.dtype for grad in grads])
-        plain = 0 not in grad_addresses and not any(map(Tensor.is_neg, grads)) and all(map(_is_cpu, grads))
-        if plain and seen == self.known:
-            self.launch.step(grad_addresses, scalars.data_ptr(), rows, steps.data_ptr())
+        """Takes one step; arguments and errors are those of ``adamw_step_``.
+
+        Where ``knows`` was asked and said yes, it was about these very tensors.
+        """
+        if self.repeats:
+            self.repeats = False
+            self.launch.step(scalars.data_ptr(), rows, steps.data_ptr())
             torch.autograd.graph.increment_version(params)
             return
-        self.known = None
+        self.launch = None
+        kept = (params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_emas)
         adamw_step_(params, grads, *kept[1:], steps, scalars, rows, **options)
-        if params[0].device.type == "cpu" and not any(tensor.is_neg() for array in kept for tensor in array):
+        if _exchange and all(t.device.type == "cpu" and not t.is_neg() for array in kept for t in array):
             dtypes = (str(tensor.dtype).removeprefix("torch.") for tensor in (params[0], exp_avgs[0]))
-            sizes = list(map(Tensor.numel, params))
-            self.launch = _C.CpuLaunch(*dtypes, addresses, sizes, **options)
-            self.alive = kept  # while these live, no other tensor can come to lie at their addresses
-            self.known = seen
+            self.launch = _C.Launch(_exchange, *dtypes, kept, **options)
 
 
-_address = Tensor.data_ptr
-_is_cpu = operator.attrgetter("is_cpu")
+# torch 2.10 has no such table; each step then takes the way of the op.
+_exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 
 if not _missing:
     # The op has no derivative. Falling through says so at once; torch's stand-in for a missing autograd

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.optim import optimizer as torch_optimizer
 from grokfused.buckets import Bucket
 from grokfused.checkpoint import owned_state, saved_states
 from grokfused.options import check_options, refuse_misspelt
-from grokfused.plan import Plan
+from grokfused.plan import Arrays, Plan
 from grokfused.storage import check_param, state_dtype_name
 
 
@@ -150,23 +150,25 @@ class GrokAdam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        grads, buckets = self._ready()
-        tables = [bucket.scalars() for bucket in buckets]  # all, before the first bucket changes
-        for bucket, scalars in zip(buckets, tables, strict=True):
-            bucket.step_(grads, scalars)
+        for bucket, arrays, scalars in self._ready():
+            bucket.step_(arrays, scalars)
         return loss
 
-    def _ready(self) -> tuple[list[Tensor], Sequence[Bucket]]:
-        """Returns the gradients of this step and the buckets they belong to; nothing has changed yet."""
+    def _ready(self) -> list[tuple[Bucket, Arrays, Tensor]]:
+        """Returns the buckets with their tensors and scalars: all is checked, and nothing has changed yet."""
         params = [param for group in self.param_groups for param in group["params"]]
         grads = [param.grad for param in params]
         found = [grad for grad in grads if grad is not None]
         if len(found) < len(params):
             params = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
-        if self._plan is None or not self._plan.holds(self.param_groups, self.state, params):
+        plan, arrays = self._plan, None
+        if plan is not None and plan.holds(self.param_groups, self.state, params):
+            arrays = plan.arrays(found)
+        if plan is None or arrays is None:
             self._plan = None
-            self._plan = Plan(self.param_groups, self.state, params, self.decay)
-        return self._plan.grads(found), self._plan.buckets
+            self._plan = plan = Plan(self.param_groups, self.state, params, self.decay)
+            arrays = plan.arrays(found) or []
+        return [(*ready, ready[0].scalars()) for ready in zip(plan.buckets, arrays, strict=True)]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict; states keep the dtype they were saved in and get memory of their own.

@@ -15,6 +15,7 @@ from grokfused.options import check_options
 from grokfused.storage import check_has_values, check_param, fitting_grad
 
 Groups = Sequence[dict[str, Any]]
+Arrays = list[list[Tensor]]
 # The hyperparameters, which schedulers change, only matter to the scalars of a step.
 SCALARS = {"params", "lr", "betas", "eps", "weight_decay", "alpha", "lamb"}
 
@@ -24,15 +25,9 @@ def _same(new: Sequence[Any], old: Sequence[Any]) -> bool:
     return len(new) == len(old) and all(map(operator.is_, new, old))
 
 
-def _memory_orders(tensors: Sequence[Tensor]) -> list[bool | tuple[int, ...]] | None:
-    """Returns, per tensor, True for C order or else its strides; None when one is sparse."""
-    try:
-        orders: list[bool | tuple[int, ...]] = list(map(Tensor.is_contiguous, tensors))
-        if not all(orders):
-            orders = [order or tensor.stride() for order, tensor in zip(orders, tensors, strict=True)]
-        return orders
-    except (RuntimeError, NotImplementedError):
-        return None
+def _kinds(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:
+    """Returns what the buckets depend on in each parameter."""
+    return [(t.device, t.dtype, t.shape, t.layout is torch.strided and t.stride()) for t in tensors]
 
 
 def _options(groups: Groups) -> list[tuple[Any, ...]]:
@@ -93,38 +88,41 @@ class Plan:
         self.buckets: list[Bucket] = into_buckets(members, decay)
         self.states = list(states.values())
         self.stepped_states = [state for _, state, _ in members]
-        self.addresses = list(map(Tensor.data_ptr, stepped))
-        self.shapes = [param.shape for param in stepped]
-        self.orders = _memory_orders(stepped)
+        self.kinds = _kinds(stepped)
         self.options = _options(groups)
-        # One bucket whose op checks every tensor before it changes the first one needs no second check.
-        self.op_checks_all = len(self.buckets) == 1 and self.buckets[0].checks_tensors
 
     def holds(self, groups: Groups, states: Mapping[Tensor, Any], stepped: list[Tensor]) -> bool:
-        """True while nothing the buckets depend on was exchanged."""
+        """True while no object the buckets were made of was exchanged for another."""
         return (
             _same(stepped, self.stepped)
-            and list(map(Tensor.data_ptr, stepped)) == self.addresses
-            and [param.shape for param in stepped] == self.shapes
-            and _memory_orders(stepped) == self.orders
             and _same(list(states.values()), self.states)
             and _same(groups, self.groups)
             and _options(groups) == self.options
             and all(bucket.owns_steps() for bucket in self.buckets)
         )
 
-    def grads(self, found: list[Tensor]) -> list[Tensor]:
-        """Returns the gradients, each in its parameter's memory order.
+    def arrays(self, grads: list[Tensor]) -> list[Arrays] | None:
+        """Returns the tensors of each bucket, each gradient in its parameter's memory order.
+
+        Args:
+            grads: The gradients of the stepped parameters.
+
+        Returns:
+            Bucket -> params, grads and states; or None where a parameter's memory was exchanged for one of
+            another kind, so that the buckets have to be made anew.
 
         Raises:
-            RuntimeError: A gradient does not fit its parameter; nothing was changed.
+            RuntimeError: A gradient or a state does not fit its parameter; nothing was changed.
         """
-        shapes = [grad.shape for grad in found]
-        if self.op_checks_all and shapes == self.shapes and _memory_orders(found) == self.orders:
+        found = [bucket.arrays(grads) for bucket in self.buckets]
+        if all(bucket.adamw_step_.knows(*arrays) for bucket, arrays in zip(self.buckets, found, strict=True)):
             return found
+        if _kinds(self.stepped) != self.kinds:
+            return None
         for param, state, name in zip(self.stepped, self.stepped_states, self.names, strict=True):
             check_state(param, state, name)
-        return self.grads_fit()
+        fitting = self.grads_fit()
+        return [bucket.arrays(fitting) for bucket in self.buckets]
 
     @torch.no_grad()
     def grads_fit(self) -> list[Tensor]:

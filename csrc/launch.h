@@ -1,0 +1,125 @@
+// A step that is taken again and again on the same memory: the op checked its tensors once, this
+// remembers what they were and compares. For small models the op's way (through torch's dispatcher, with
+// a handle for every tensor) costs more than the arithmetic. It must not know what the kernel does.
+#pragma once
+
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "dlpack.h"
+#include "step/rounding.h"
+#include "step/scalars.h"
+#include "step/slice.h"
+
+namespace grokfused {
+
+// A tensor as it was.
+class Known {
+ public:
+  explicit Known(const DLTensor& tensor)
+      : tensor_(tensor),
+        sizes_(tensor.shape, tensor.shape + tensor.ndim),
+        strides_(tensor.strides, tensor.strides + tensor.ndim) {
+    tensor_.shape = sizes_.data();
+    tensor_.strides = strides_.data();
+  }
+  Known(Known&&) = default;  // moved, the vectors stay where they are; copied, they would not
+
+  bool same_kind(const DLTensor& other) const {
+    return tensor_.dtype_code == other.dtype_code && tensor_.dtype_bits == other.dtype_bits &&
+           tensor_.device_type == other.device_type && tensor_.device_id == other.device_id &&
+           same_sizes(tensor_.sizes(), other.sizes()) &&
+           same_order(tensor_.sizes(), tensor_.steps(), other.steps());
+  }
+  bool same(const DLTensor& other) const { return address() == other.address() && same_kind(other); }
+  // No kernel can read a tensor without: a fake one, a lazy zero, a wrapper of other tensors.
+  bool has_memory() const { return size() == 0 || tensor_.data != nullptr; }
+  int64_t size() const { return element_count(tensor_.sizes()); }
+  void* address() const { return tensor_.address(); }
+
+ private:
+  DLTensor tensor_;
+  std::vector<int64_t> sizes_, strides_;
+};
+
+class Launch {
+ public:
+  using Kernel = void (*)(const std::vector<Slice>& slices, const std::vector<Scalars>& scalars);
+  // params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_emas; those not used are empty lists.
+  using Arrays = std::vector<pybind11::list>;
+
+  Launch(TensorReader read, Kernel kernel, const Arrays& arrays, int64_t seed)
+      : read_(read), kernel_(kernel), seed_(static_cast<uint32_t>(seed)) {
+    if (arrays.size() != kArrays) fail("a launch takes ", kArrays, " lists of tensors, got ", arrays.size());
+    for (const pybind11::list& array : arrays) known_.push_back(all_known(array));
+    for (size_t t = 0; t < known_[0].size(); ++t) {
+      const auto at = [&](size_t k) { return known_[k].empty() ? nullptr : known_[k].at(t).address(); };
+      slices_.push_back(Slice{at(0), nullptr, at(1), at(2), at(3), at(4), known_[0][t].size(), 0});
+    }
+    scalars_.resize(slices_.size());
+  }
+
+  // True when all tensors are what they were, where they were, and each gradient is as its parameter
+  // except for its address, which is remembered for the step that follows.
+  bool knows(const Arrays& arrays, const pybind11::list& grads) {
+    if (!repeatable_ || arrays.size() != kArrays || grads.size() != slices_.size()) return false;
+    for (size_t k = 0; k < kArrays; ++k)
+      if (!all_same(known_[k], arrays[k])) return false;
+    size_t t = 0;
+    for (const pybind11::handle object : grads) {
+      DLTensor grad;
+      if (!read_(object, grad) || !known_[0][t].same_kind(grad)) return false;
+      if (grad.data == nullptr && slices_[t].size != 0) return false;
+      slices_[t++].grad = grad.address();
+    }
+    return true;
+  }
+
+  // `table`: address of rows of Scalars; `steps`: of one float per slice, advanced afterwards.
+  void step(uintptr_t table, const std::vector<int64_t>& rows, uintptr_t steps) {
+    if (rows.size() != slices_.size())
+      fail("a launch of ", slices_.size(), " slices got ", rows.size(), " rows");
+    const auto* scalars = reinterpret_cast<const Scalars*>(table);
+    for (size_t t = 0; t < slices_.size(); ++t) {
+      scalars_[t] = scalars[rows[t]];
+      slices_[t].random_key = random_key(seed_, static_cast<uint32_t>(scalars_[t].step));
+    }
+    kernel_(slices_, scalars_);
+    auto* counters = reinterpret_cast<float*>(steps);
+    for (size_t t = 0; t < slices_.size(); ++t) counters[t] = scalars_[t].step;
+  }
+
+ private:
+  static constexpr size_t kArrays = 5;
+
+  std::vector<Known> all_known(const pybind11::list& array) {
+    std::vector<Known> found;
+    for (const pybind11::handle object : array) {
+      DLTensor tensor;
+      if (!read_(object, tensor)) fail("a launch takes dense tensors");
+      found.emplace_back(tensor);
+      repeatable_ = repeatable_ && found.back().has_memory();
+    }
+    return found;
+  }
+
+  bool all_same(const std::vector<Known>& known, const pybind11::list& array) const {
+    if (array.size() != known.size()) return false;
+    size_t t = 0;
+    for (const pybind11::handle object : array)
+      if (DLTensor tensor; !read_(object, tensor) || !known[t++].same(tensor)) return false;
+    return true;
+  }
+
+  TensorReader read_;
+  Kernel kernel_;
+  uint32_t seed_;
+  bool repeatable_ = true;
+  std::vector<std::vector<Known>> known_;  // array -> its tensors
+  std::vector<Slice> slices_;
+  std::vector<Scalars> scalars_;
+};
+
+}  // namespace grokfused
