@@ -56,7 +56,7 @@ class Launch {
     for (const pybind11::list& array : arrays) known_.push_back(all_known(array));
     for (size_t t = 0; t < known_[0].size(); ++t) {
       const auto at = [&](size_t k) { return known_[k].empty() ? nullptr : known_[k].at(t).address(); };
-      slices_.push_back(Slice{at(0), nullptr, at(1), at(2), at(3), at(4), known_[0][t].size(), 0});
+      slices_.push_back(Slice{at(0), nullptr, at(1), at(2), at(3), at(4), known_[0][t].size(), 0, 0});
     }
     scalars_.resize(slices_.size());
   }

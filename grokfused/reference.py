@@ -120,7 +120,8 @@ def random_key(seed: int, step: float) -> Tensor:
 
 def random_bits(count: int, key: Tensor) -> dict[str, Tensor]:
     """Returns 16 random bits (int64 [count]) per state, from key and element index alone."""
-    bits = scramble(key ^ (torch.arange(count) & _UINT32))
+    bits = ((key ^ (torch.arange(count) & _UINT32)) * 0x2C1B3C6D) & _UINT32
+    bits = ((bits ^ (bits >> 16)) * 0x297A2D39) & _UINT32
     return {
         "exp_avg": bits & 0xFFFF,
         "exp_avg_sq": bits >> 16,

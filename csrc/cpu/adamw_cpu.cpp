@@ -27,13 +27,12 @@ constexpr int64_t kBlock = 1 << 20;
 
 template <class Step>
 GROK_CPU_CLONES void run_range(const Slice& slice, int64_t begin, int64_t end, const Scalars& scalars) {
-  const Slice arrays = slice;  // copies: the compiler then knows that no store changes them
-  const Scalars numbers = scalars;
-  // The inner counter has 32 bits, and so have its vectors: the random bits come from the index.
+  const Scalars numbers = scalars;  // copies: the compiler then knows that no store changes them
   for (; begin < end; begin += kBlock) {
-    const int size = static_cast<int>(std::min(kBlock, end - begin));
+    const Slice part = Step::part(slice, begin, std::min(kBlock, end - begin));
+    const int size = static_cast<int>(part.size);
 #pragma omp simd
-    for (int j = 0; j < size; ++j) Step::run(arrays, begin + j, numbers);
+    for (int i = 0; i < size; ++i) Step::run(part, i, numbers);
   }
 }
 

@@ -35,7 +35,7 @@ struct ElementStep {
     // 16 bits for each state; the two second moments share theirs, so that equals stay equal.
     uint32_t moment_bits = 0, filter_bits = 0;
     if constexpr (StateStorage::kUsesRandomBits) {
-      moment_bits = random_bits(slice.random_key, i);
+      moment_bits = random_bits(slice.random_key, slice.first + static_cast<uint32_t>(i));
       filter_bits = more_random_bits(moment_bits);
     }
     store<ParamStorage>(slice.param, i, element.param, 0);
@@ -44,6 +44,22 @@ struct ElementStep {
     if constexpr (SecondMoment::kUsesMax)
       store<StateStorage>(slice.max_exp_avg_sq, i, element.max_exp_avg_sq, moment_bits >> 16);
     if constexpr (GradFilter::kUsesEma) store<StateStorage>(slice.grad_ema, i, element.grad_ema, filter_bits);
+  }
+
+  // The elements from `begin` on. Counted from there, indices of 32 bits suffice for a loop, and the
+  // random bits need no wider ones.
+  static GROK_HD Slice part(const Slice& slice, int64_t begin, int64_t size) {
+    Slice part = slice;
+    part.param = at<ParamStorage>(slice.param, begin);
+    part.grad = at<ParamStorage>(slice.grad, begin);
+    part.exp_avg = at<StateStorage>(slice.exp_avg, begin);
+    part.exp_avg_sq = at<StateStorage>(slice.exp_avg_sq, begin);
+    if constexpr (SecondMoment::kUsesMax)
+      part.max_exp_avg_sq = at<StateStorage>(slice.max_exp_avg_sq, begin);
+    if constexpr (GradFilter::kUsesEma) part.grad_ema = at<StateStorage>(slice.grad_ema, begin);
+    part.size = size;
+    part.first = slice.first + static_cast<uint32_t>(begin);
+    return part;
   }
 
   static GROK_HD void run(const Slice& slice, int64_t i, const Scalars& scalars) {

@@ -16,6 +16,7 @@ struct Slice {
   void* grad_ema;
   int64_t size;
   uint32_t random_key;
+  uint32_t first;  // the index in its tensor of the element at these addresses, as the random bits count
 };
 
 }  // namespace grokfused

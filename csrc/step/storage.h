@@ -40,6 +40,16 @@ struct Float16 {
 };
 
 template <class Storage>
+GROK_HD void* at(void* array, int64_t i) {
+  return static_cast<typename Storage::Stored*>(array) + i;
+}
+
+template <class Storage>
+GROK_HD const void* at(const void* array, int64_t i) {
+  return static_cast<const typename Storage::Stored*>(array) + i;
+}
+
+template <class Storage>
 GROK_HD float load(const void* array, int64_t i) {
   return Storage::widen(static_cast<const typename Storage::Stored*>(array)[i]);
 }
