@@ -17,10 +17,11 @@ BUILD_ERROR = ROOT / "grokfused" / "_build_error.txt"
 VERSION = {}
 exec((ROOT / "grokfused" / "_version.py").read_text(), VERSION)
 
-# -fno-math-errno: without it nothing vectorises, because sqrtf may set errno. -ffp-contract=off: one
-# rounding per operation is the contract. -fvisibility=hidden: pybind11 asks for it.
-FLAGS = ["-std=c++17", "-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
-FLAGS += ["-ffp-contract=off", "-fvisibility=hidden"]
+# -fno-math-errno: without it nothing vectorises, because sqrtf may set errno. -ffp-contract=off and
+# --fmad=false: one rounding per operation is the contract. -fvisibility=hidden: pybind11 asks for it.
+CXX = "-std=c++17 -O3 -fopenmp-simd -fno-math-errno -fno-trapping-math -ffp-contract=off -fvisibility=hidden"
+FLAGS = {"cxx": CXX.split(), "nvcc": ["-std=c++17", "-O3", "--fmad=false"]}
+CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10: one build for every later torch
 
 
@@ -30,14 +31,12 @@ def everything_printed():
     with tempfile.TemporaryFile("w+") as log:
         kept = [os.dup(descriptor) for descriptor in (1, 2)]
         sys.stdout.flush()
-        sys.stderr.flush()
         try:
             for descriptor in (1, 2):
                 os.dup2(log.fileno(), descriptor)
             yield log
         finally:
             sys.stdout.flush()
-            sys.stderr.flush()
             for descriptor, original in zip((1, 2), kept, strict=True):
                 os.dup2(original, descriptor)
                 os.close(original)
@@ -47,17 +46,17 @@ def native_extension():
     """Returns setup()'s arguments for `_C`; raises ModuleNotFoundError where it cannot be built."""
     import pybind11
     import torch
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
     class BuildOrExplain(BuildExtension):
         """Builds `_C`, or records why it could not and lets the installation go on without it."""
 
         def build_extensions(self):
             BUILD_ERROR.unlink(missing_ok=True)
+            error = None
             with everything_printed() as log:
                 try:
                     super().build_extensions()
-                    error = None
                 except Exception as raised:  # whatever a tool chain throws: its words are kept
                     error = raised
                 log.seek(0)
@@ -67,17 +66,17 @@ def native_extension():
                 self.extensions = []
                 explain(f"{output.strip()}\n{error}", error)
 
-    macros = {
-        "TORCH_TARGET_VERSION": TORCH_TARGET,
-        "GROK_VERSION": f'"{VERSION["__version__"]}"',
-        "GROK_TORCH": f'"{torch.__version__}"',
-        "GROK_FLAGS": f'"{" ".join(FLAGS)}"',
-    }
-    extension = CppExtension(
+    facts = {"VERSION": VERSION["__version__"], "TORCH": torch.__version__, "FLAGS": CXX}
+    sources, kind = ["csrc/op.cpp", "csrc/cpu/adamw_cpu.cpp"], CppExtension
+    if torch.version.cuda and CUDA_HOME:  # whether this machine has a GPU does not matter
+        facts["CUDA_ARCHITECTURES"] = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+        sources, kind = [*sources, "csrc/cuda/adamw_cuda.cu"], CUDAExtension
+    strings = [(f"GROK_{name}", f'"{value}"') for name, value in facts.items()]
+    extension = kind(
         "grokfused._C",
-        ["csrc/op.cpp", "csrc/cpu/adamw_cpu.cpp"],
+        sources,
         include_dirs=[pybind11.get_include()],
-        define_macros=list(macros.items()),
+        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET), *strings],
         extra_compile_args=FLAGS,
         depends=[str(path) for path in (ROOT / "csrc").rglob("*.h")],
     )

@@ -9,6 +9,9 @@
 #ifndef GROK_VERSION
 #error "setup.py defines GROK_VERSION, GROK_TORCH and GROK_FLAGS"
 #endif
+#ifndef GROK_CUDA_ARCHITECTURES  // built without nvcc or with a torch that knows no CUDA
+#define GROK_CUDA_ARCHITECTURES ""
+#endif
 
 // Updates params, states and step counters in place, for all tensors in one pass. grad_emas and
 // max_exp_avg_sqs are empty lists when the options do not use them. Row rows[t] of `scalars`
@@ -30,7 +33,8 @@ PYBIND11_MODULE(_C, module) {
     info["compiler"] = __VERSION__;
     info["flags"] = GROK_FLAGS;
     info["cpu_architectures"] = pybind11::make_tuple("x86-64-v4", "x86-64-v3", "baseline");
-    info["cuda_architectures"] = pybind11::tuple();
+    const pybind11::str architectures(GROK_CUDA_ARCHITECTURES);
+    info["cuda_architectures"] = pybind11::tuple(architectures.attr("replace")(";", " ").attr("split")());
     return info;
   });
 

@@ -13,15 +13,18 @@ namespace grokfused {
 
 template <class ParamStorage, class StateStorage, class GradFilter, class Decay, class SecondMoment>
 struct ElementStep {
+  using Param = ParamStorage;
+  using State = StateStorage;
+  static constexpr bool kUsesEma = GradFilter::kUsesEma, kUsesMax = SecondMoment::kUsesMax;
+
   static GROK_HD Element read(const Slice& slice, int64_t i) {
     Element element;
     element.param = load<ParamStorage>(slice.param, i);
     element.grad = load<ParamStorage>(slice.grad, i);
     element.exp_avg = load<StateStorage>(slice.exp_avg, i);
     element.exp_avg_sq = load<StateStorage>(slice.exp_avg_sq, i);
-    if constexpr (SecondMoment::kUsesMax)
-      element.max_exp_avg_sq = load<StateStorage>(slice.max_exp_avg_sq, i);
-    if constexpr (GradFilter::kUsesEma) element.grad_ema = load<StateStorage>(slice.grad_ema, i);
+    if constexpr (kUsesMax) element.max_exp_avg_sq = load<StateStorage>(slice.max_exp_avg_sq, i);
+    if constexpr (kUsesEma) element.grad_ema = load<StateStorage>(slice.grad_ema, i);
     return element;
   }
 
@@ -41,9 +44,9 @@ struct ElementStep {
     store<ParamStorage>(slice.param, i, element.param, 0);
     store<StateStorage>(slice.exp_avg, i, element.exp_avg, moment_bits);
     store<StateStorage>(slice.exp_avg_sq, i, element.exp_avg_sq, moment_bits >> 16);
-    if constexpr (SecondMoment::kUsesMax)
+    if constexpr (kUsesMax)
       store<StateStorage>(slice.max_exp_avg_sq, i, element.max_exp_avg_sq, moment_bits >> 16);
-    if constexpr (GradFilter::kUsesEma) store<StateStorage>(slice.grad_ema, i, element.grad_ema, filter_bits);
+    if constexpr (kUsesEma) store<StateStorage>(slice.grad_ema, i, element.grad_ema, filter_bits);
   }
 
   // The elements from `begin` on. Counted from there, indices of 32 bits suffice for a loop, and the
@@ -54,9 +57,8 @@ struct ElementStep {
     part.grad = at<ParamStorage>(slice.grad, begin);
     part.exp_avg = at<StateStorage>(slice.exp_avg, begin);
     part.exp_avg_sq = at<StateStorage>(slice.exp_avg_sq, begin);
-    if constexpr (SecondMoment::kUsesMax)
-      part.max_exp_avg_sq = at<StateStorage>(slice.max_exp_avg_sq, begin);
-    if constexpr (GradFilter::kUsesEma) part.grad_ema = at<StateStorage>(slice.grad_ema, begin);
+    if constexpr (kUsesMax) part.max_exp_avg_sq = at<StateStorage>(slice.max_exp_avg_sq, begin);
+    if constexpr (kUsesEma) part.grad_ema = at<StateStorage>(slice.grad_ema, begin);
     part.size = size;
     part.first = slice.first + static_cast<uint32_t>(begin);
     return part;

@@ -1,0 +1,116 @@
+// The one kernel: it moves memory, the mathematics has its home in csrc/step. It must not know torch;
+// tests/cuda_shim.cpp compiles this very file for the CPU.
+//
+// Memory: 36 bytes per float32 element with the EMA filter (reads param, grad, exp_avg, exp_avg_sq,
+// grad_ema: 20; writes all but grad: 16), 28 without; 24 with bfloat16 states. Per block besides: one
+// row of the table.
+#pragma once
+
+#include <cstdint>
+
+#include "../step/element_step.h"
+#include "chunks.h"
+
+namespace grokfused {
+
+constexpr int kThreads = 256;
+constexpr uintptr_t kAlignment = 16;  // bytes of the widest load there is
+
+// Values that are read or written at once.
+template <class Storage, int kWidth>
+struct alignas(kAlignment) Pack {
+  typename Storage::Stored values[kWidth];
+
+  GROK_HD static Pack& in(void* array, int64_t i) { return *static_cast<Pack*>(at<Storage>(array, i)); }
+  GROK_HD static const Pack& in(const void* array, int64_t i) {
+    return *static_cast<const Pack*>(at<Storage>(array, i));
+  }
+};
+
+// kWidth elements from one index on, as packs of 16 bytes or a multiple of it. All are read before the
+// first is used, so that their loads are in flight together.
+template <class Step>
+struct Packs {
+  static constexpr bool kHas16Bits =
+      sizeof(typename Step::Param::Stored) == 2 || sizeof(typename Step::State::Stored) == 2;
+  static constexpr int kWidth = kHas16Bits ? 8 : 4;
+  using ParamPack = Pack<typename Step::Param, kWidth>;
+  using StatePack = Pack<typename Step::State, kWidth>;
+
+  ParamPack param, grad;
+  StatePack exp_avg, exp_avg_sq, max_exp_avg_sq, grad_ema;
+
+  GROK_HD void load(const Slice& slice, int64_t i) {
+    param = ParamPack::in(slice.param, i);
+    grad = ParamPack::in(slice.grad, i);
+    exp_avg = StatePack::in(slice.exp_avg, i);
+    exp_avg_sq = StatePack::in(slice.exp_avg_sq, i);
+    if constexpr (Step::kUsesMax) max_exp_avg_sq = StatePack::in(slice.max_exp_avg_sq, i);
+    if constexpr (Step::kUsesEma) grad_ema = StatePack::in(slice.grad_ema, i);
+  }
+
+  GROK_HD void store(const Slice& slice, int64_t i) const {
+    ParamPack::in(slice.param, i) = param;
+    StatePack::in(slice.exp_avg, i) = exp_avg;
+    StatePack::in(slice.exp_avg_sq, i) = exp_avg_sq;
+    if constexpr (Step::kUsesMax) StatePack::in(slice.max_exp_avg_sq, i) = max_exp_avg_sq;
+    if constexpr (Step::kUsesEma) StatePack::in(slice.grad_ema, i) = grad_ema;
+  }
+
+  // The packs as a slice of their own: what steps it is the same Step::run.
+  GROK_HD Slice slice(uint32_t random_key, uint32_t first) {
+    return {
+        param.values, grad.values, exp_avg.values, exp_avg_sq.values, max_exp_avg_sq.values, grad_ema.values,
+        kWidth,       random_key,  first};
+  }
+
+  // True when every array of the slice begins where a pack may.
+  GROK_HD static bool fits(const Slice& slice) {
+    uintptr_t addresses = reinterpret_cast<uintptr_t>(slice.param) | reinterpret_cast<uintptr_t>(slice.grad) |
+                          reinterpret_cast<uintptr_t>(slice.exp_avg) |
+                          reinterpret_cast<uintptr_t>(slice.exp_avg_sq);
+    if constexpr (Step::kUsesMax) addresses |= reinterpret_cast<uintptr_t>(slice.max_exp_avg_sq);
+    if constexpr (Step::kUsesEma) addresses |= reinterpret_cast<uintptr_t>(slice.grad_ema);
+    return addresses % kAlignment == 0;
+  }
+};
+
+template <class Step>
+GROK_HD void assume_arrays_global(const Slice& slice) {
+  assume_global(slice.param);
+  assume_global(slice.grad);
+  assume_global(slice.exp_avg);
+  assume_global(slice.exp_avg_sq);
+  if constexpr (Step::kUsesMax) assume_global(slice.max_exp_avg_sq);
+  if constexpr (Step::kUsesEma) assume_global(slice.grad_ema);
+}
+
+template <class Step>
+GROK_HD void run_packs(const Slice& slice, int64_t i, const Scalars& scalars) {
+  Packs<Step> packs;
+  packs.load(slice, i);
+  const Slice loaded = packs.slice(slice.random_key, slice.first + static_cast<uint32_t>(i));
+#pragma unroll
+  for (int k = 0; k < Packs<Step>::kWidth; ++k) Step::run(loaded, k, scalars);
+  packs.store(slice, i);
+}
+
+// One block steps one chunk. A tensor that is not aligned, or the rest of one of odd size, goes element
+// by element through the same Step::run.
+template <class Step, class Source>
+__global__ void __launch_bounds__(kThreads, 1) adamw_kernel(const __grid_constant__ Source source) {
+  constexpr int kWidth = Packs<Step>::kWidth;
+  const Table table = source.table();
+  const int32_t chunk = static_cast<int32_t>(blockIdx.x), tensor = table.tensor_of(chunk);
+  const Slice slice = table.slices[tensor];
+  const Scalars scalars = table.scalars[table.rows[tensor]];
+  const int64_t begin = table.begin_of(chunk, tensor), rest = slice.size - begin;
+  const Slice part = Step::part(slice, begin, rest < kChunkSize ? rest : kChunkSize);
+  assume_arrays_global<Step>(part);
+  const int size = static_cast<int>(part.size), thread = static_cast<int>(threadIdx.x);
+  const int body = Packs<Step>::fits(part) ? size / kWidth * kWidth : 0;
+  for (int i = thread * kWidth; i < body; i += kThreads * kWidth) run_packs<Step>(part, i, scalars);
+  for (int i = body + thread; i < size; i += kThreads) Step::run(part, i, scalars);
+}
+
+}  // namespace grokfused
