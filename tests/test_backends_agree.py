@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import grokfused
 from grokfused import GrokAdamW
 from grokfused.lab.agreement import Case, cases, differing_bits, disagreements, run
 
@@ -17,12 +18,17 @@ def threads():
     torch.set_num_threads(before)
 
 
+# Where the native backend runs here: on a machine with a GPU, there too.
+DEVICES = grokfused.info()["backends"]["native"]["available"]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case", list(cases()), ids=str)
-def test_native_equals_reference_bit_for_bit(case: Case, threads) -> None:
+def test_native_equals_reference_bit_for_bit(case: Case, device: str, threads) -> None:
     truth = run("reference", case)
-    for count in THREADS:
+    for count in THREADS if device == "cpu" else THREADS[:1]:
         threads(count)
-        assert disagreements(run("native", case), truth) == {}, f"{count} threads"
+        assert disagreements(run("native", case, device), truth) == {}, f"{count} threads"
 
 
 def test_the_grid_holds_every_option() -> None:
@@ -38,15 +44,16 @@ SPECIAL += [65520.0, -65536.0, 3.3895314e38, 3.4028235e38, 1.00390625, 1.0117187
 SPECIAL += [float("inf"), float("-inf"), float("nan")]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("param_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_special_values_take_the_same_way_on_all_backends(param_dtype, state_dtype, rounding) -> None:
+def test_special_values_take_the_same_way(param_dtype, state_dtype, rounding, device) -> None:
     grid = torch.tensor(SPECIAL)
     values, grads = torch.cartesian_prod(grid, grid).to(param_dtype).unbind(1)
     results = []
-    for backend in ("reference", "native"):
-        param = values.clone().requires_grad_()
+    for backend, place in (("reference", "cpu"), ("native", device)):
+        param = values.to(place, copy=True).requires_grad_()
         optimizer = GrokAdamW(
             [param],
             lr=0.02,
@@ -58,8 +65,9 @@ def test_special_values_take_the_same_way_on_all_backends(param_dtype, state_dty
             backend=backend,
         )
         for factor in (1.0, -0.5, 3.0):
-            param.grad = (grads.float() * factor).to(param_dtype)
+            param.grad = (grads.float() * factor).to(place, param_dtype)
             optimizer.step()
-        results.append({"param": param.detach(), **optimizer.state[param]})
+        results.append({"param": param.detach().cpu()})
+        results[-1] |= {name: state.cpu() for name, state in optimizer.state[param].items()}
     truth, native = results
     assert {name: differing_bits(native[name], truth[name]) for name in truth} == dict.fromkeys(truth, 0)
