@@ -59,7 +59,11 @@ def kind_of(param: Tensor) -> backends.Kind:
 
 
 def check_state(param: Tensor, state: Mapping[str, Any], name: str) -> None:
-    """Raises RuntimeError where a state that is there does not fit its parameter."""
+    """Raises RuntimeError where a state that is there does not fit its parameter, or is there in part."""
+    if any(key in state for key in STATE_ARRAYS):
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            if key not in state:
+                raise RuntimeError(f"the state of {name} has lost {key!r}: restore it, or clear the state")
     for key in (key for key in STATE_ARRAYS if key in state):
         value = state[key]
         for what in ("shape", "device"):
@@ -129,7 +133,7 @@ class Bucket:
 
     def owns_steps(self) -> bool:
         """True while no one has put another tensor in the place of a step counter."""
-        return all(map(operator.is_, [state["step"] for state in self.states], self.step_views))
+        return all(map(operator.is_, [state.get("step") for state in self.states], self.step_views))
 
     def scalars(self) -> Tensor:
         """Returns the table of scalars of this step: one row per group and step count there is."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grokfused import backends
-from grokfused.buckets import Bucket, check_state, into_buckets, kind_of, prepare_state
+from grokfused.buckets import STATE_ARRAYS, Bucket, check_state, into_buckets, kind_of, prepare_state
 from grokfused.options import check_options
 from grokfused.storage import check_has_values, check_param, fitting_grad
 
@@ -23,11 +23,6 @@ SCALARS = {"params", "lr", "betas", "eps", "weight_decay", "alpha", "lamb"}
 def _same(new: Sequence[Any], old: Sequence[Any]) -> bool:
     """True when two lists hold the same objects (== would compare tensors element by element)."""
     return len(new) == len(old) and all(map(operator.is_, new, old))
-
-
-def _kinds(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:
-    """Returns what the buckets depend on in each parameter."""
-    return [(t.device, t.dtype, t.shape, t.layout is torch.strided and t.stride()) for t in tensors]
 
 
 def _options(groups: Groups) -> list[tuple[Any, ...]]:
@@ -88,7 +83,7 @@ class Plan:
         self.buckets: list[Bucket] = into_buckets(members, decay)
         self.states = list(states.values())
         self.stepped_states = [state for _, state, _ in members]
-        self.kinds = _kinds(stepped)
+        self.kinds = self._kinds()
         self.options = _options(groups)
 
     def holds(self, groups: Groups, states: Mapping[Tensor, Any], stepped: list[Tensor]) -> bool:
@@ -108,21 +103,30 @@ class Plan:
             grads: The gradients of the stepped parameters.
 
         Returns:
-            Bucket -> params, grads and states; or None where a parameter's memory was exchanged for one of
-            another kind, so that the buckets have to be made anew.
+            Bucket -> params, grads and states; or None where a parameter or a state is gone or of another
+            kind than it was, so that the buckets have to be made anew.
 
         Raises:
             RuntimeError: A gradient or a state does not fit its parameter; nothing was changed.
         """
-        found = [bucket.arrays(grads) for bucket in self.buckets]
+        try:
+            found = [bucket.arrays(grads) for bucket in self.buckets]
+        except KeyError:  # someone has deleted a state
+            return None
         if all(bucket.adamw_step_.knows(*arrays) for bucket, arrays in zip(self.buckets, found, strict=True)):
             return found
-        if _kinds(self.stepped) != self.kinds:
+        if self._kinds() != self.kinds:
             return None
-        for param, state, name in zip(self.stepped, self.stepped_states, self.names, strict=True):
-            check_state(param, state, name)
         fitting = self.grads_fit()
         return [bucket.arrays(fitting) for bucket in self.buckets]
+
+    def _kinds(self) -> list[tuple[Any, ...]]:
+        """Returns what the buckets depend on in each tensor."""
+        states = [state[name] for state in self.stepped_states for name in STATE_ARRAYS if name in state]
+        return [
+            (t.device, t.dtype, t.shape, t.layout is torch.strided and t.stride())
+            for t in [*self.stepped, *states]
+        ]
 
     @torch.no_grad()
     def grads_fit(self) -> list[Tensor]:

@@ -84,6 +84,8 @@ def fitting_grad(param: Tensor, grad: Tensor, name: str) -> Tensor:
         own, other = getattr(param, what), getattr(grad, what)
         if own != other:
             raise RuntimeError(f"the gradient of {name} must have {what} {own}, got {other}")
+    if grad._is_zerotensor():  # torch's promise of zeros, without memory of its own
+        return torch.zeros_like(param)
     if same_order(param, grad) or not is_dense(param):
         return grad
     return torch.empty_like(param).copy_(grad)

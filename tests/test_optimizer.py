@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -195,6 +196,63 @@ def test_a_lazily_negated_gradient_is_read_with_its_sign(backend) -> None:
             optimizer.step()
         results.append(values(optimizer))
     assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_lazily_zero_gradient_is_zero(backend) -> None:
+    results = []
+    for zeros in (torch._efficientzerotensor((3, 4)), torch.zeros(3, 4)):
+        param = new_param(3, 4)
+        optimizer = GrokAdamW([param], backend=backend, **OPTIONS)
+        for grad in (randn(3, 4), zeros, randn(3, 4, seed=1)):
+            param.grad = grad
+            optimizer.step()
+        results.append(values(optimizer))
+    assert_same_bits(*results)
+
+
+def transpose(tensor: Tensor) -> None:
+    tensor.data = tensor.data.t()
+
+
+def to_bfloat16(state: dict[str, Any]) -> None:
+    state.update({name: value.bfloat16() for name, value in state.items() if name.startswith("exp")})
+    state["grad_ema"] = state["grad_ema"].bfloat16()
+
+
+EXCHANGES: dict[str, Callable[[Tensor, dict[str, Any]], object]] = {
+    "parameter transposed in place": lambda param, state: transpose(param),
+    "state transposed in place": lambda param, state: transpose(state["exp_avg"]),
+    "states of another dtype": lambda param, state: to_bfloat16(state),
+    "slow gradient deleted": lambda param, state: state.pop("grad_ema"),
+    "state deleted": lambda param, state: state.clear(),
+}
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_what_is_exchanged_between_steps_is_noticed(exchange) -> None:
+    results = []
+    for backend in BACKENDS:
+        params = [new_param(6, 6), new_param(5)]
+        optimizer = GrokAdamW(params, backend=backend, **OPTIONS)
+        train(optimizer, 3)
+        EXCHANGES[exchange](params[0], optimizer.state[params[0]])
+        train(optimizer, 2)
+        results.append(values(optimizer))
+    assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("lost", ["step", "exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_state_that_has_lost_a_part_is_refused_by_name(backend, lost) -> None:
+    param = new_param(5)
+    optimizer = GrokAdamW([param], backend=backend, **OPTIONS)
+    train(optimizer, 2)
+    del optimizer.state[param][lost]
+    before = param.detach().clone()
+    with pytest.raises(RuntimeError, match=f"has lost '{lost}'"):
+        train(optimizer, 1)
+    assert differing_bits(param.detach(), before) == 0
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
