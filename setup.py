@@ -21,7 +21,6 @@ exec((ROOT / "grokfused" / "_version.py").read_text(), VERSION)
 # --fmad=false: one rounding per operation is the contract. -fvisibility=hidden: pybind11 asks for it.
 CXX = "-std=c++17 -O3 -fopenmp-simd -fno-math-errno -fno-trapping-math -ffp-contract=off -fvisibility=hidden"
 FLAGS = {"cxx": CXX.split(), "nvcc": ["-std=c++17", "-O3", "--fmad=false"]}
-CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10: one build for every later torch
 
 
@@ -69,7 +68,8 @@ def native_extension():
     facts = {"VERSION": VERSION["__version__"], "TORCH": torch.__version__, "FLAGS": CXX}
     sources, kind = ["csrc/op.cpp", "csrc/cpu/adamw_cpu.cpp"], CppExtension
     if torch.version.cuda and CUDA_HOME:  # whether this machine has a GPU does not matter
-        facts["CUDA_ARCHITECTURES"] = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+        known = "8.0;9.0+PTX" if torch.version.cuda < "12.8" else "8.0;9.0;10.0+PTX"
+        facts["CUDA_ARCHITECTURES"] = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", known)
         sources, kind = [*sources, "csrc/cuda/adamw_cuda.cu"], CUDAExtension
     strings = [(f"GROK_{name}", f'"{value}"') for name, value in facts.items()]
     extension = kind(
