@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 BUILT := $(VENV)/.built
+# --no-compile, below: Python compiles what it imports, which is a small part of what torch holds.
 # What the demonstration needs; versions stand in requirements.txt, together with those of the tools.
 TO_RUN := torch numpy pybind11 ninja setuptools wheel typer rich matplotlib
 # The ninja and the Python of the environment, not those of the system.
@@ -37,11 +38,11 @@ clean:
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c requirements.txt $(TO_RUN)
+	$(BIN)/python -m pip install --quiet --no-compile -c requirements.txt $(TO_RUN)
 	touch $@
 
 $(VENV)/.tools: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-compile -r requirements.txt
 	touch $@
 
 $(BUILT): $(VENV)/.installed setup.py pyproject.toml $(NATIVE_SOURCES)
