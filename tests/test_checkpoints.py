@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from stepping import BACKENDS, values
 from torch import Tensor
 
 from grokfused import GrokAdam, GrokAdamW
@@ -15,7 +16,6 @@ from grokfused.lab.agreement import differing_bits
 
 ADAM = {"lr": 3e-3, "betas": (0.87, 0.993), "eps": 3e-7, "weight_decay": 0.037}
 OPTIONS = {**ADAM, "alpha": 0.93, "lamb": 1.7, "seed": 5}
-BACKENDS = ("native", "reference")
 ARRAYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "grad_ema")
 SHAPES = {torch.float32: [9, 7], torch.bfloat16: [33], torch.float16: []}
 
@@ -46,17 +46,6 @@ def through_a_file(state_dict: dict[str, Any]) -> dict[str, Any]:
     torch.save(state_dict, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
-
-
-def values(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Returns copies of all parameters and tensor states, by name."""
-    found = {}
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    for index, param in enumerate(params):
-        found[f"{index} param"] = param.detach().clone()
-        for key, state in optimizer.state.get(param, {}).items():
-            found[f"{index} {key}"] = torch.as_tensor(state).clone()
-    return found
 
 
 def options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:

@@ -10,21 +10,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from stepping import BACKENDS, OPTIONS
 from torch import Tensor
 
 import grokfused.ops  # noqa: F401  (registers the op)
 from grokfused import BackendUnavailable, GrokAdam, GrokAdamW
 from grokfused.lab.agreement import differing_bits
 
-OPTIONS = {
-    "lr": 3e-3,
-    "betas": (0.87, 0.993),
-    "eps": 3e-7,
-    "weight_decay": 0.037,
-    "alpha": 0.93,
-    "lamb": 1.7,
-}
-BACKENDS = ("native", "reference")
 NAN, INF = math.nan, math.inf
 
 

@@ -10,15 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from stepping import ADAM, BACKENDS, OPTIONS, values
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 from grokfused import BackendUnavailable, GrokAdam, GrokAdamW, backends
 from grokfused.lab.agreement import differing_bits, parameters, set_grads
 
-ADAM = {"lr": 3e-3, "betas": (0.87, 0.993), "eps": 3e-7, "weight_decay": 0.037}
-OPTIONS = {**ADAM, "alpha": 0.93, "lamb": 1.7}
-BACKENDS = ("native", "reference")
 PAIRS = [(GrokAdamW, torch.optim.AdamW), (GrokAdam, torch.optim.Adam)]
 
 
@@ -38,17 +36,6 @@ def train(optimizer: torch.optim.Optimizer, steps: int, seed: int = 2) -> None:
         for param in params:
             param.grad = torch.randn(param.shape, generator=random).to(param.dtype)
         optimizer.step()
-
-
-def values(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Returns copies of all parameters and tensor states, by name."""
-    found = {}
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    for index, param in enumerate(params):
-        found[f"{index} param"] = param.detach().clone()
-        for key, state in optimizer.state.get(param, {}).items():
-            found[f"{index} {key}"] = torch.as_tensor(state).clone()
-    return found
 
 
 def assert_same_bits(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
