@@ -118,16 +118,14 @@ def random_key(seed: int, step: float) -> Tensor:
     return scramble(scramble(torch.tensor(seed & _UINT32)) ^ int(step))
 
 
-def random_bits(count: int, key: Tensor) -> dict[str, Tensor]:
-    """Returns 16 random bits (int64 [count]) per state, from key and element index alone."""
+def random_bits(count: int, key: Tensor) -> Tensor:
+    """Returns 16 random bits per element (int64 [count]), from key and element index alone.
+
+    All states of an element are rounded with the same ones: each stays without bias, and states that are
+    equal, as the two second moments of AMSGrad often are, stay equal.
+    """
     bits = ((key ^ (torch.arange(count) & _UINT32)) * 0x2C1B3C6D) & _UINT32
-    bits = ((bits ^ (bits >> 16)) * 0x297A2D39) & _UINT32
-    return {
-        "exp_avg": bits & 0xFFFF,
-        "exp_avg_sq": bits >> 16,
-        "max_exp_avg_sq": bits >> 16,  # those of exp_avg_sq, so that equals stay equal
-        "grad_ema": ((bits * 0x9E3779B1) & _UINT32) >> 16,
-    }
+    return (((bits ^ (bits >> 16)) * 0x297A2D39) & _UINT32) >> 16
 
 
 def round_stochastically(values: Tensor, bits: Tensor) -> Tensor:
@@ -202,10 +200,11 @@ def adamw_step_(
         values = {name: view.reshape(-1).float().cpu() for name, view in ordered.items()}
         numbers = Scalars(*scalars[row].tolist())
         new = step(values, numbers, decay)
-        bits = {}
+        bits = None
         if state_rounding == "stochastic":
             bits = random_bits(params[t].numel(), random_key(seed, numbers.step))
         for name, view in ordered.items():
             if name != "grad":
-                view.copy_(round_to(new[name], view.dtype, bits.get(name)).view(view.shape))
+                drawn = None if name == "param" else bits
+                view.copy_(round_to(new[name], view.dtype, drawn).view(view.shape))
         steps[t] = numbers.step

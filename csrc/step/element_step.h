@@ -35,18 +35,15 @@ struct ElementStep {
   }
 
   static GROK_HD void write(const Slice& slice, int64_t i, const Element& element) {
-    // 16 bits for each state; the two second moments share theirs, so that equals stay equal.
-    uint32_t moment_bits = 0, filter_bits = 0;
-    if constexpr (StateStorage::kUsesRandomBits) {
-      moment_bits = random_bits(slice.random_key, slice.first + static_cast<uint32_t>(i));
-      filter_bits = more_random_bits(moment_bits);
-    }
+    // One draw for all states of an element: each is rounded without bias, and equals stay equal.
+    uint32_t drawn = 0;
+    if constexpr (StateStorage::kUsesRandomBits)
+      drawn = random_bits(slice.random_key, slice.first + static_cast<uint32_t>(i));
     store<ParamStorage>(slice.param, i, element.param, 0);
-    store<StateStorage>(slice.exp_avg, i, element.exp_avg, moment_bits);
-    store<StateStorage>(slice.exp_avg_sq, i, element.exp_avg_sq, moment_bits >> 16);
-    if constexpr (kUsesMax)
-      store<StateStorage>(slice.max_exp_avg_sq, i, element.max_exp_avg_sq, moment_bits >> 16);
-    if constexpr (kUsesEma) store<StateStorage>(slice.grad_ema, i, element.grad_ema, filter_bits);
+    store<StateStorage>(slice.exp_avg, i, element.exp_avg, drawn);
+    store<StateStorage>(slice.exp_avg_sq, i, element.exp_avg_sq, drawn);
+    if constexpr (kUsesMax) store<StateStorage>(slice.max_exp_avg_sq, i, element.max_exp_avg_sq, drawn);
+    if constexpr (kUsesEma) store<StateStorage>(slice.grad_ema, i, element.grad_ema, drawn);
   }
 
   // The elements from `begin` on. Counted from there, indices of 32 bits suffice for a loop, and the

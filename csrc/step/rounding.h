@@ -33,7 +33,7 @@ GROK_HD uint16_t float32_to_bfloat16(float value) {
 // the value itself: a second moment that grows by 0.1 % a step would otherwise never move in 8
 // bits.
 GROK_HD uint16_t float32_to_bfloat16_stochastic(float value, uint32_t random_bits) {
-  return static_cast<uint16_t>((bits_to_round(value) + (random_bits & 0xffffu)) >> 16);
+  return static_cast<uint16_t>((bits_to_round(value) + random_bits) >> 16);
 }
 
 GROK_HD float float16_to_float32(uint16_t bits) {
@@ -71,15 +71,12 @@ GROK_HD uint32_t scramble(uint32_t bits) {
 
 GROK_HD uint32_t random_key(uint32_t seed, uint32_t step) { return scramble(scramble(seed) ^ step); }
 
-// 16 further bits from 32 that are used up: the upper half of a product depends on all of them.
-GROK_HD uint32_t more_random_bits(uint32_t bits) { return (bits * 0x9e3779b1u) >> 16; }
-
-// 32 bits for one element. The key is scrambled already, so half of `scramble` is enough to set
+// 16 bits for one element. The key is scrambled already, so half of `scramble` is enough to set
 // neighbours apart, and over all keys every element's bits are exactly uniform. Elements 2^32 apart in
 // one tensor share theirs, which biases neither. (Constants: degski's 32-bit hash.)
 GROK_HD uint32_t random_bits(uint32_t key, uint32_t i) {
   const uint32_t bits = (key ^ i) * 0x2c1b3c6du;
-  return (bits ^ (bits >> 16)) * 0x297a2d39u;
+  return ((bits ^ (bits >> 16)) * 0x297a2d39u) >> 16;
 }
 
 }  // namespace grokfused
