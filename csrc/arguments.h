@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -85,6 +86,13 @@ inline Tensors take<Tensors>(StableIValue boxed) {
   return tensors;
 }
 
+template <>
+inline std::optional<Tensor> take<std::optional<Tensor>>(StableIValue boxed) {
+  const auto handle = torch::stable::detail::to<std::optional<AtenTensorHandle>>(boxed);
+  if (!handle) return std::nullopt;
+  return Tensor(*handle);
+}
+
 // In the order of the schema (csrc/op.cpp). The fields are initialised in that order too, so each
 // takes the next value of the stack.
 struct StepArguments {
@@ -95,6 +103,7 @@ struct StepArguments {
   bool amsgrad;
   std::string state_rounding;
   int64_t seed;
+  std::optional<Tensor> grad_scale, found_inf;
 
   explicit StepArguments(const StableIValue* next)
       : params(take<Tensors>(*next++)),
@@ -110,7 +119,9 @@ struct StepArguments {
         decay(take<std::string>(*next++)),
         amsgrad(take<bool>(*next++)),
         state_rounding(take<std::string>(*next++)),
-        seed(take<int64_t>(*next++)) {}
+        seed(take<int64_t>(*next++)),
+        grad_scale(take<std::optional<Tensor>>(*next++)),
+        found_inf(take<std::optional<Tensor>>(*next++)) {}
 };
 
 }  // namespace grokfused

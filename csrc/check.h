@@ -9,20 +9,17 @@
 #include "arguments.h"
 #include "layout.h"
 #include "step/fail.h"
-#include "step/rounding.h"
-#include "step/scalars.h"
-#include "step/slice.h"
+#include "work.h"
 
 namespace grokfused {
 
-// What one launch needs, checked. The tensors that own the memory outlive it.
+// What a kernel is chosen by and what it works on, checked. The arguments own what both point to.
 struct CheckedStep {
-  std::string param_dtype, state_dtype;
-  std::vector<Slice> slices;
-  std::vector<Scalars> scalars;  // slice -> its numbers
+  Policies policies;
+  Work work;
 };
 
-inline std::string dtype_name(int32_t dtype) {
+inline const char* dtype_name(int32_t dtype) {
   if (dtype == aoti_torch_dtype_float32()) return "float32";
   if (dtype == aoti_torch_dtype_bfloat16()) return "bfloat16";
   if (dtype == aoti_torch_dtype_float16()) return "float16";
@@ -78,21 +75,29 @@ inline void check_tensor(const StepArguments& in, size_t t, int32_t param_dtype,
   if (!in.grad_emas.empty()) check_like_param("grad_emas", in.grad_emas, place, t, state_dtype);
 }
 
-inline void check_numbers(const char* name, const Tensor& tensor, bool right_shape,
+using Device = std::pair<int32_t, int32_t>;  // type, index
+
+inline void check_numbers(const char* name, const Tensor& tensor, const Device& device, bool right_shape,
                           const std::string& shape) {
-  if (!right_shape || tensor.dtype() != aoti_torch_dtype_float32() || !tensor.is_cpu() ||
-      !tensor.is_contiguous())
-    fail(name, " must be a contiguous float32 CPU tensor of shape ", shape, ", got ",
-         dtype_name(tensor.dtype()), " ", text(tensor.sizes()));
+  if (!right_shape || tensor.dtype() != aoti_torch_dtype_float32() || !tensor.is_contiguous())
+    fail(name, " must be a contiguous float32 tensor of shape ", shape, ", got ", dtype_name(tensor.dtype()),
+         " ", text(tensor.sizes()));
+  if (tensor.device() != device)
+    fail(name, " must be on the same device as scalars: all numbers are on the CPU or all with the params");
 }
 
 inline void check_scalars(const StepArguments& in) {
   const int64_t count = in.params.size();
-  check_numbers("steps", in.steps, in.steps.sizes().dim == 1 && in.steps.numel() == count,
-                "[" + std::to_string(count) + "]");
-  check_numbers("scalars", in.scalars,
+  const Device device = in.scalars.device();
+  if (!in.scalars.is_cpu() && (count == 0 || device != in.params[0].device()))
+    fail("scalars must be on the CPU or on the device of params[0]");
+  check_numbers("scalars", in.scalars, device,
                 in.scalars.sizes().dim == 2 && in.scalars.sizes().data[1] == kScalarCount,
                 "[rows, " + std::to_string(kScalarCount) + "]");
+  check_numbers("steps", in.steps, device, in.steps.sizes().dim == 1 && in.steps.numel() == count,
+                "[" + std::to_string(count) + "]");
+  if (in.grad_scale) check_numbers("grad_scale", *in.grad_scale, device, in.grad_scale->numel() == 1, "[]");
+  if (in.found_inf) check_numbers("found_inf", *in.found_inf, device, in.found_inf->numel() == 1, "[]");
   if (static_cast<int64_t>(in.rows.size()) != count)
     fail("rows must hold ", count, " integers, one per parameter, got ", in.rows.size());
   const int64_t table_rows = in.scalars.sizes().data[0];
@@ -100,7 +105,7 @@ inline void check_scalars(const StepArguments& in) {
     if (row < 0 || row >= table_rows) fail("rows must be in [0, ", table_rows, "), got ", row);
 }
 
-inline Slice slice_of(const StepArguments& in, size_t t, uint32_t key) {
+inline Slice slice_of(const StepArguments& in, size_t t) {
   Slice slice{};
   slice.param = in.params[t].mutable_data();
   slice.grad = in.grads[t].const_data();
@@ -109,8 +114,21 @@ inline Slice slice_of(const StepArguments& in, size_t t, uint32_t key) {
   if (!in.max_exp_avg_sqs.empty()) slice.max_exp_avg_sq = in.max_exp_avg_sqs[t].mutable_data();
   if (!in.grad_emas.empty()) slice.grad_ema = in.grad_emas[t].mutable_data();
   slice.size = in.params[t].numel();
-  slice.random_key = key;
   return slice;
+}
+
+inline Work work_of(const StepArguments& in) {
+  Work work;
+  for (size_t t = 0; t < in.params.size(); ++t) work.slices.push_back(slice_of(in, t));
+  work.rows = in.rows;
+  work.scalars = static_cast<const Scalars*>(in.scalars.const_data());
+  work.steps = static_cast<float*>(in.steps.mutable_data());
+  if (in.grad_scale) work.grad_scale = static_cast<const float*>(in.grad_scale->const_data());
+  if (in.found_inf) work.found_inf = static_cast<const float*>(in.found_inf->const_data());
+  work.numbers_on_device = !in.scalars.is_cpu();
+  work.device_index = in.params[0].device().second;
+  work.seed = static_cast<uint32_t>(in.seed);
+  return work;
 }
 
 inline CheckedStep checked_step(const StepArguments& in) {
@@ -121,20 +139,12 @@ inline CheckedStep checked_step(const StepArguments& in) {
   check_length("max_exp_avg_sqs", in.max_exp_avg_sqs, count, in.amsgrad);
   check_length("grad_emas", in.grad_emas, count, in.grad_filter != "none");
   check_scalars(in);
-  CheckedStep out;
-  if (count == 0) return out;
+  if (count == 0) return {};
   const int32_t param_dtype = in.params[0].dtype(), state_dtype = in.exp_avgs[0].dtype();
   for (size_t t = 0; t < count; ++t) check_tensor(in, t, param_dtype, state_dtype);
-  out.param_dtype = dtype_name(param_dtype);
-  out.state_dtype = dtype_name(state_dtype);
-  const auto* table = static_cast<const Scalars*>(in.scalars.const_data());
-  for (size_t t = 0; t < count; ++t) {
-    const Scalars& scalars = table[in.rows[t]];
-    const auto step = static_cast<uint32_t>(scalars.step);
-    out.scalars.push_back(scalars);
-    out.slices.push_back(slice_of(in, t, random_key(static_cast<uint32_t>(in.seed), step)));
-  }
-  return out;
+  return {{dtype_name(param_dtype), dtype_name(state_dtype), in.state_rounding, in.grad_filter, in.decay,
+           in.amsgrad},
+          work_of(in)};
 }
 
 }  // namespace grokfused

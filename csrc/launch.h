@@ -6,12 +6,11 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "dlpack.h"
-#include "step/rounding.h"
-#include "step/scalars.h"
-#include "step/slice.h"
+#include "work.h"
 
 namespace grokfused {
 
@@ -38,6 +37,7 @@ class Known {
   bool has_memory() const { return size() == 0 || tensor_.data != nullptr; }
   int64_t size() const { return element_count(tensor_.sizes()); }
   void* address() const { return tensor_.address(); }
+  int32_t device_index() const { return tensor_.device_id; }
 
  private:
   DLTensor tensor_;
@@ -46,49 +46,50 @@ class Known {
 
 class Launch {
  public:
-  using Kernel = void (*)(const std::vector<Slice>& slices, const std::vector<Scalars>& scalars);
   // params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_emas; those not used are empty lists.
   using Arrays = std::vector<pybind11::list>;
 
   Launch(TensorReader read, Kernel kernel, const Arrays& arrays, int64_t seed)
-      : read_(read), kernel_(kernel), seed_(static_cast<uint32_t>(seed)) {
+      : read_(read), kernel_(kernel) {
     if (arrays.size() != kArrays) fail("a launch takes ", kArrays, " lists of tensors, got ", arrays.size());
     for (const pybind11::list& array : arrays) known_.push_back(all_known(array));
     for (size_t t = 0; t < known_[0].size(); ++t) {
       const auto at = [&](size_t k) { return known_[k].empty() ? nullptr : known_[k].at(t).address(); };
-      slices_.push_back(Slice{at(0), nullptr, at(1), at(2), at(3), at(4), known_[0][t].size(), 0, 0});
+      work_.slices.push_back(Slice{at(0), nullptr, at(1), at(2), at(3), at(4), known_[0][t].size(), 0, 0});
+      work_.device_index = known_[0][t].device_index();
     }
-    scalars_.resize(slices_.size());
+    work_.seed = static_cast<uint32_t>(seed);
   }
 
   // True when all tensors are what they were, where they were, and each gradient is as its parameter
   // except for its address, which is remembered for the step that follows.
   bool knows(const Arrays& arrays, const pybind11::list& grads) {
-    if (!repeatable_ || arrays.size() != kArrays || grads.size() != slices_.size()) return false;
+    if (!repeatable_ || arrays.size() != kArrays || grads.size() != work_.slices.size()) return false;
     for (size_t k = 0; k < kArrays; ++k)
       if (!all_same(known_[k], arrays[k])) return false;
     size_t t = 0;
     for (const pybind11::handle object : grads) {
       DLTensor grad;
       if (!read_(object, grad) || !known_[0][t].same_kind(grad)) return false;
-      if (grad.data == nullptr && slices_[t].size != 0) return false;
-      slices_[t++].grad = grad.address();
+      if (grad.data == nullptr && work_.slices[t].size != 0) return false;
+      work_.slices[t++].grad = grad.address();
     }
     return true;
   }
 
-  // `table`: address of rows of Scalars; `steps`: of one float per slice, advanced afterwards.
-  void step(uintptr_t table, const std::vector<int64_t>& rows, uintptr_t steps) {
-    if (rows.size() != slices_.size())
-      fail("a launch of ", slices_.size(), " slices got ", rows.size(), " rows");
-    const auto* scalars = reinterpret_cast<const Scalars*>(table);
-    for (size_t t = 0; t < slices_.size(); ++t) {
-      scalars_[t] = scalars[rows[t]];
-      slices_[t].random_key = random_key(seed_, static_cast<uint32_t>(scalars_[t].step));
-    }
-    kernel_(slices_, scalars_);
-    auto* counters = reinterpret_cast<float*>(steps);
-    for (size_t t = 0; t < slices_.size(); ++t) counters[t] = scalars_[t].step;
+  // Addresses: `scalars` of the table's rows, `steps` of one float per slice, `grad_scale` and
+  // `found_inf` of one float or 0; all on the host, or all on the device of the tensors.
+  void step(uintptr_t scalars, std::vector<int64_t> rows, uintptr_t steps, uintptr_t grad_scale,
+            uintptr_t found_inf, bool on_device) {
+    if (rows.size() != work_.slices.size())
+      fail("a launch of ", work_.slices.size(), " slices got ", rows.size(), " rows");
+    work_.rows = std::move(rows);
+    work_.scalars = reinterpret_cast<const Scalars*>(scalars);
+    work_.steps = reinterpret_cast<float*>(steps);
+    work_.grad_scale = reinterpret_cast<const float*>(grad_scale);
+    work_.found_inf = reinterpret_cast<const float*>(found_inf);
+    work_.numbers_on_device = on_device;
+    kernel_(work_);
   }
 
  private:
@@ -115,11 +116,9 @@ class Launch {
 
   TensorReader read_;
   Kernel kernel_;
-  uint32_t seed_;
   bool repeatable_ = true;
   std::vector<std::vector<Known>> known_;  // array -> its tensors
-  std::vector<Slice> slices_;
-  std::vector<Scalars> scalars_;
+  Work work_;
 };
 
 }  // namespace grokfused

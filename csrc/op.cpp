@@ -3,7 +3,6 @@
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/library.h>
 
-#include "cpu/adamw_cpu.h"
 #include "launch.h"
 
 #ifndef GROK_VERSION
@@ -15,13 +14,14 @@
 
 // Updates params, states and step counters in place, for all tensors in one pass. grad_emas and
 // max_exp_avg_sqs are empty lists when the options do not use them. Row rows[t] of `scalars`
-// (csrc/step/scalars.h) holds the numbers of tensor t.
+// (csrc/step/scalars.h) holds the numbers of tensor t. Gradients are divided by grad_scale; where found_inf
+// is not 0 nothing changes. Both, `steps` and `scalars` are on the CPU, or all of them with the params.
 STABLE_TORCH_LIBRARY(grokfused, library) {
   library.def(
       "adamw_step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, "
       "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] grad_emas, "
       "Tensor(f!) steps, Tensor scalars, int[] rows, *, str grad_filter, str decay, bool amsgrad, "
-      "str state_rounding, int seed) -> ()");
+      "str state_rounding, int seed, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()");
 }
 
 PYBIND11_MODULE(_C, module) {
@@ -40,21 +40,20 @@ PYBIND11_MODULE(_C, module) {
 
   using grokfused::Launch;
   using grokfused::TensorReader;
-  const auto make = [](const pybind11::capsule& exchange, const std::string& param_dtype,
-                       const std::string& state_dtype, const Launch::Arrays& arrays,
-                       const std::string& grad_filter, const std::string& decay, bool amsgrad,
-                       const std::string& state_rounding, int64_t seed) {
-    return Launch(
-        TensorReader(exchange),
-        grokfused::choose_cpu_kernel(param_dtype, state_dtype, state_rounding, grad_filter, decay, amsgrad),
-        arrays, seed);
+  const auto make = [](const pybind11::capsule& exchange, const std::string& device,
+                       const std::string& param_dtype, const std::string& state_dtype,
+                       const Launch::Arrays& arrays, const std::string& grad_filter, const std::string& decay,
+                       bool amsgrad, const std::string& state_rounding, int64_t seed) {
+    const grokfused::Policies policies{param_dtype, state_dtype, state_rounding, grad_filter, decay, amsgrad};
+    return Launch(TensorReader(exchange), grokfused::choose_kernel(device, policies), arrays, seed);
   };
   pybind11::class_<Launch>(module, "Launch")
-      .def(pybind11::init(make), pybind11::arg("exchange"), pybind11::arg("param_dtype"),
-           pybind11::arg("state_dtype"), pybind11::arg("arrays"), pybind11::kw_only(),
-           pybind11::arg("grad_filter"), pybind11::arg("decay"), pybind11::arg("amsgrad"),
-           pybind11::arg("state_rounding"), pybind11::arg("seed"))
+      .def(pybind11::init(make), pybind11::arg("exchange"), pybind11::arg("device"),
+           pybind11::arg("param_dtype"), pybind11::arg("state_dtype"), pybind11::arg("arrays"),
+           pybind11::kw_only(), pybind11::arg("grad_filter"), pybind11::arg("decay"),
+           pybind11::arg("amsgrad"), pybind11::arg("state_rounding"), pybind11::arg("seed"))
       .def("knows", &Launch::knows, pybind11::arg("arrays"), pybind11::arg("grads"))
-      .def("step", &Launch::step, pybind11::arg("table"), pybind11::arg("rows"), pybind11::arg("steps"),
+      .def("step", &Launch::step, pybind11::arg("scalars"), pybind11::arg("rows"), pybind11::arg("steps"),
+           pybind11::arg("grad_scale"), pybind11::arg("found_inf"), pybind11::arg("on_device"),
            pybind11::call_guard<pybind11::gil_scoped_release>());
 }

@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 from grokfused import backends
+from grokfused.device_scalars import DeviceScalars
 from grokfused.grad_filter import FILTERS, first_ema_step, note_start
 from grokfused.scalars import scalar_table, step_scalars
 from grokfused.storage import STATE_DTYPES, is_dense, same_order, state_like
 
 Group = Mapping[str, Any]
 State = dict[str, Any]
+LossScale = Mapping[str, Tensor]  # grad_scale and found_inf, those there are
+# Where a step may be numbered by the device; elsewhere the host waits for what it has to know.
+NUMBERING_DEVICES = ("cuda",)
 STATE_ARRAYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "grad_ema")
 
 
@@ -31,6 +35,7 @@ class Options(NamedTuple):
     amsgrad: bool
     state_rounding: str
     seed: int
+    numbers_on_device: bool
 
 
 def _used_arrays(grad_filter: str, amsgrad: bool) -> tuple[str, ...]:
@@ -76,8 +81,9 @@ def check_state(param: Tensor, state: Mapping[str, Any], name: str) -> None:
             )
 
 
-def options_of(param: Tensor, state: State, group: Group, decay: str) -> Options:
+def options_of(param: Tensor, state: State, group: Group, decay: str, loss_scaled: bool) -> Options:
     """Returns which bucket a prepared parameter belongs to."""
+    device_decides = bool(group["capturable"]) or loss_scaled
     return Options(
         device=param.device,
         param_dtype=param.dtype,
@@ -89,6 +95,7 @@ def options_of(param: Tensor, state: State, group: Group, decay: str) -> Options
         amsgrad=group["amsgrad"],
         state_rounding=group["state_rounding"],
         seed=group["seed"],
+        numbers_on_device=device_decides and param.device.type in NUMBERING_DEVICES,
     )
 
 
@@ -98,8 +105,10 @@ class Bucket:
     def __init__(self, options: Options) -> None:
         self.adamw_step_ = backends.stepper(options.backend)
         self.keywords = options._asdict()
-        for not_for_the_op in ("device", "param_dtype", "state_dtype", "backend"):
+        for not_for_the_op in ("device", "param_dtype", "state_dtype", "backend", "numbers_on_device"):
             del self.keywords[not_for_the_op]
+        self.device = options.device if options.numbers_on_device else torch.device("cpu")
+        self.numbers_on_device = options.numbers_on_device
         used = _used_arrays(options.grad_filter, options.amsgrad)
         self.uses = [(name, name in used) for name in STATE_ARRAYS]
         self.indices: list[int] = []
@@ -126,10 +135,14 @@ class Bucket:
         One tensor is read, passed and advanced at once; hundreds of them would cost more than the
         arithmetic of a small model.
         """
-        self.steps = torch.tensor([state["step"].item() for state in self.states])
+        counts = [float(state["step"]) for state in self.states]
+        self.steps = torch.tensor(counts, device=self.device)
         self.step_views = list(self.steps.unbind())
         for state, view in zip(self.states, self.step_views, strict=True):
             state["step"] = view
+        if self.numbers_on_device:
+            self.rows = list(range(len(self.states)))
+            self.device_scalars = DeviceScalars(self.groups, self.group_numbers, self.ema_starts, self.device)
 
     def owns_steps(self) -> bool:
         """True while no one has put another tensor in the place of a step counter."""
@@ -137,6 +150,8 @@ class Bucket:
 
     def scalars(self) -> Tensor:
         """Returns the table of scalars of this step: one row per group and step count there is."""
+        if self.numbers_on_device:
+            return self.device_scalars.table(self.steps)
         steps = self.steps.tolist()
         distances = [step - steps[0] for step in steps]
         if distances != self.distances:  # the first time, or someone has written a step counter
@@ -163,16 +178,21 @@ class Bucket:
             *([state[name] for state in states] if used else [] for name, used in self.uses),
         ]
 
-    def step_(self, arrays: list[list[Tensor]], scalars: Tensor) -> None:
+    def step_(self, arrays: list[list[Tensor]], scalars: Tensor, loss_scale: LossScale) -> None:
         """Updates the bucket in place."""
-        self.adamw_step_(*arrays, self.steps, scalars, self.rows, **self.keywords)
+        there = {
+            name: number.to(self.device, torch.float32).reshape(()) for name, number in loss_scale.items()
+        }
+        self.adamw_step_(*arrays, self.steps, scalars, self.rows, **self.keywords, **there)
 
 
-def into_buckets(members: Iterable[tuple[Tensor, State, Group]], decay: str) -> list[Bucket]:
+def into_buckets(
+    members: Iterable[tuple[Tensor, State, Group]], decay: str, loss_scaled: bool
+) -> list[Bucket]:
     """Sorts prepared parameters into as few buckets as their options allow."""
     buckets: dict[Options, Bucket] = {}
     for index, (param, state, group) in enumerate(members):
-        options = options_of(param, state, group, decay)
+        options = options_of(param, state, group, decay, loss_scaled)
         if options not in buckets:
             buckets[options] = Bucket(options)
         buckets[options].add(index, param, state, group)

@@ -108,6 +108,9 @@ class Stepper:
         steps: Tensor,
         scalars: Tensor,
         rows: list[int],
+        *,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
         **options: Any,
     ) -> None:
         """Takes one step; arguments and errors are those of ``adamw_step_``.
@@ -116,15 +119,19 @@ class Stepper:
         """
         if self.repeats:
             self.repeats = False
-            self.launch.step(scalars.data_ptr(), rows, steps.data_ptr())
+            scale, found = (0 if number is None else number.data_ptr() for number in (grad_scale, found_inf))
+            on_device = not scalars.is_cpu
+            self.launch.step(scalars.data_ptr(), rows, steps.data_ptr(), scale, found, on_device)
             torch.autograd.graph.increment_version(params)
             return
         self.launch = None
-        kept = (params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_emas)
-        adamw_step_(params, grads, *kept[1:], steps, scalars, rows, **options)
-        if _exchange and all(t.device.type == "cpu" and not t.is_neg() for array in kept for t in array):
+        states = (exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_emas)
+        every_option = {**options, "grad_scale": grad_scale, "found_inf": found_inf}
+        adamw_step_(params, grads, *states, steps, scalars, rows, **every_option)
+        kept, device = (params, *states), params[0].device.type
+        if _exchange and device in _devices() and not any(t.is_neg() for array in kept for t in array):
             dtypes = (str(tensor.dtype).removeprefix("torch.") for tensor in (params[0], exp_avgs[0]))
-            self.launch = _C.Launch(_exchange, *dtypes, kept, **options)
+            self.launch = _C.Launch(_exchange, device, *dtypes, kept, **options)
 
 
 # torch 2.10 has no such table; each step then takes the way of the op.

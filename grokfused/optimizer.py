@@ -49,7 +49,9 @@ class GrokAdam(Optimizer):
         grad_ema_init: "first": the slow gradient starts as the first gradient, as in the authors'
             code; "zero": it starts as 0. (default: "first")
         maximize: Ascend instead of descend. (default: False)
-        capturable: Accepted for CUDA graphs; no effect on CPU parameters. (default: False)
+        capturable: The device numbers the steps of CUDA parameters, and reads a learning rate that is a
+            tensor there, so that a CUDA graph may hold the step; hyperparameters that are numbers are
+            replayed as they were captured. No effect on CPU parameters. (default: False)
         foreach, fused: Accepted, so that an AdamW call site needs no edit; no effect.
         differentiable: Must be False.
         state_dtype: torch.float32 or torch.bfloat16, the dtype of all states. (default: torch.float32)
@@ -57,6 +59,9 @@ class GrokAdam(Optimizer):
             moment with beta2 = 0.999 then stops moving). (default: "stochastic")
         seed: Picks the random bits of stochastic rounding, with step and element index. (default: 0)
         backend: "auto", "native" or "reference"; see ``grokfused.info()``. (default: "auto")
+
+    Under ``torch.amp.GradScaler`` the gradients are unscaled in the same pass, and an overflow changes
+    nothing, the step count included; the host does not wait to learn of it.
 
     State per parameter: ``step`` [] float32; ``exp_avg``, ``exp_avg_sq``, ``grad_ema`` (with the filter) and
     ``max_exp_avg_sq`` (with amsgrad), each of the parameter's shape and in its memory order.
@@ -69,6 +74,11 @@ class GrokAdam(Optimizer):
     """
 
     decay = "coupled"
+    # torch.amp.GradScaler then sets `grad_scale` and `found_inf` for the time of a step, and leaves the
+    # gradients as they are: they are unscaled in the same pass.
+    _step_supports_amp_scaling = True
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
     _plan: Plan | None = None  # made anew when it no longer holds; not part of the pickled state
 
     def __init__(
@@ -150,11 +160,13 @@ class GrokAdam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for bucket, arrays, scalars in self._ready():
-            bucket.step_(arrays, scalars)
+        given = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
+        loss_scale = {name: number for name, number in given.items() if number is not None}
+        for bucket, arrays, scalars in self._ready(bool(loss_scale)):
+            bucket.step_(arrays, scalars, loss_scale)
         return loss
 
-    def _ready(self) -> list[tuple[Bucket, Arrays, Tensor]]:
+    def _ready(self, loss_scaled: bool) -> list[tuple[Bucket, Arrays, Tensor]]:
         """Returns the buckets with their tensors and scalars: all is checked, and nothing has changed yet."""
         params = [param for group in self.param_groups for param in group["params"]]
         grads = [param.grad for param in params]
@@ -162,11 +174,11 @@ class GrokAdam(Optimizer):
         if len(found) < len(params):
             params = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
         plan, arrays = self._plan, None
-        if plan is not None and plan.holds(self.param_groups, self.state, params):
+        if plan is not None and plan.holds(self.param_groups, self.state, params, loss_scaled):
             arrays = plan.arrays(found)
         if plan is None or arrays is None:
             self._plan = None
-            self._plan = plan = Plan(self.param_groups, self.state, params, self.decay)
+            self._plan = plan = Plan(self.param_groups, self.state, params, self.decay, loss_scaled)
             arrays = plan.arrays(found) or []
         return [(*ready, ready[0].scalars()) for ready in zip(plan.buckets, arrays, strict=True)]
 

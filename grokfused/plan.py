@@ -48,6 +48,15 @@ def _names(groups: Groups) -> dict[Tensor, str]:
     }
 
 
+def _refuse_capture(params: list[Tensor]) -> None:
+    """Raises RuntimeError inside a graph capture: what a plan prepares is no part of every step."""
+    if any(param.is_cuda for param in params) and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "the first step, and one after an option, a state or a list of parameters has changed, cannot be "
+            "captured in a CUDA graph: take a step before the capture and change nothing between the two"
+        )
+
+
 class Plan:
     """The buckets for one list of parameters, and everything they were made for.
 
@@ -56,6 +65,7 @@ class Plan:
         states: The optimizer's states; missing ones are created.
         stepped: The parameters that have a gradient, in the order of the groups.
         decay: "coupled" or "decoupled".
+        loss_scaled: Whether the gradients are those of a scaled loss, and an overflow may cancel the step.
 
     Raises:
         ValueError, TypeError, RuntimeError, BackendUnavailable: An option, a parameter, a state or a
@@ -63,8 +73,14 @@ class Plan:
     """
 
     def __init__(
-        self, groups: Groups, states: dict[Tensor, dict[str, Any]], stepped: list[Tensor], decay: str
+        self,
+        groups: Groups,
+        states: dict[Tensor, dict[str, Any]],
+        stepped: list[Tensor],
+        decay: str,
+        loss_scaled: bool,
     ) -> None:
+        _refuse_capture(stepped)
         for group in groups:
             check_options(group)
         owners = {param: group for group in groups for param in group["params"]}
@@ -75,21 +91,24 @@ class Plan:
             check_has_values(param, name)
             check_state(param, states.get(param, {}), name)
             backends.choose(owners[param]["backend"], kind_of(param))
-        self.groups, self.stepped = list(groups), stepped
+        self.groups, self.stepped, self.loss_scaled = list(groups), stepped, loss_scaled
         self.grads_fit()
         members = [(param, states[param], owners[param]) for param in stepped]
         for member in members:
             prepare_state(*member)
-        self.buckets: list[Bucket] = into_buckets(members, decay)
+        self.buckets: list[Bucket] = into_buckets(members, decay, loss_scaled)
         self.states = list(states.values())
         self.stepped_states = [state for _, state, _ in members]
         self.kinds = self._kinds()
         self.options = _options(groups)
 
-    def holds(self, groups: Groups, states: Mapping[Tensor, Any], stepped: list[Tensor]) -> bool:
+    def holds(
+        self, groups: Groups, states: Mapping[Tensor, Any], stepped: list[Tensor], loss_scaled: bool
+    ) -> bool:
         """True while no object the buckets were made of was exchanged for another."""
         return (
-            _same(stepped, self.stepped)
+            loss_scaled == self.loss_scaled
+            and _same(stepped, self.stepped)
             and _same(list(states.values()), self.states)
             and _same(groups, self.groups)
             and _options(groups) == self.options

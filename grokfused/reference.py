@@ -88,6 +88,14 @@ def adamw(values: dict[str, Tensor], scalars: Scalars, decay: str) -> dict[str, 
     return new
 
 
+def unscaled(scalars: Scalars, grad_scale: Tensor | None) -> Scalars:
+    """Returns the numbers for gradients of a loss that was multiplied by ``grad_scale``, rounded once."""
+    if grad_scale is None:
+        return scalars
+    factor = torch.tensor([scalars.grad_factor]) / grad_scale.reshape(1).cpu()
+    return scalars._replace(grad_factor=factor.item())
+
+
 def step(values: dict[str, Tensor], scalars: Scalars, decay: str) -> dict[str, Tensor]:
     """Takes one step: the rooms in their order.
 
@@ -171,6 +179,8 @@ def adamw_step_(
     amsgrad: bool,
     state_rounding: str,
     seed: int,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
 ) -> None:
     """Updates params, states and step counters in place; the op's arguments (``csrc/op.cpp``).
 
@@ -189,7 +199,11 @@ def adamw_step_(
         amsgrad: Whether the denominator is the largest second moment so far.
         state_rounding: "nearest" or "stochastic"; how bfloat16 states are rounded.
         seed: Picks the random bits, together with step and element index.
+        grad_scale: float32, one element: divides the gradients. (default: None, by 1)
+        found_inf: float32, one element: where it is not 0, nothing changes. (default: None, 0)
     """
+    if found_inf is not None and found_inf.item() != 0:
+        return
     arrays = {"param": params, "grad": grads, "exp_avg": exp_avgs, "exp_avg_sq": exp_avg_sqs}
     if amsgrad:
         arrays["max_exp_avg_sq"] = max_exp_avg_sqs
@@ -198,7 +212,7 @@ def adamw_step_(
     for t, row in enumerate(rows):
         ordered = {name: in_memory_order(list_[t], params[t]) for name, list_ in arrays.items()}
         values = {name: view.reshape(-1).float().cpu() for name, view in ordered.items()}
-        numbers = Scalars(*scalars[row].tolist())
+        numbers = unscaled(Scalars(*scalars[row].tolist()), grad_scale)
         new = step(values, numbers, decay)
         bits = None
         if state_rounding == "stochastic":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -89,23 +89,22 @@ def checked_hyperparameters(group: Mapping[str, Any]) -> Hyperparameters:
         return _checked.__wrapped__(*values)
 
 
-def step_scalars(group: Mapping[str, Any], step: float, first_ema_step: float) -> Scalars:
-    """Derives the scalars of one step of one parameter group, in float64.
+def derive(
+    values: Hyperparameters, *, step: Any, grad_factor: Any, sqrt: Callable[[Any], Any] = math.sqrt
+) -> Scalars:
+    """Derives the scalars of a step: from floats, or element by element from float64 tensors.
 
     Args:
-        group: The group's hyperparameters, as schedulers may have left them.
+        values: The hyperparameters; alpha is 0 in the step in which the slow gradient starts as the
+            gradient itself.
         step: 1, 2, ...: the number this step will have, exact in float32 (below 2**24).
-        first_ema_step: The step in which the slow gradient starts as the gradient itself.
-
-    Raises:
-        TypeError, ValueError: A hyperparameter is no number or out of range; the message names it.
+        grad_factor: -1 to maximize, else 1.
+        sqrt: Takes the root of what the others are. (default: math.sqrt)
     """
-    lr, (beta1, beta2), eps, weight_decay, alpha, lamb = checked_hyperparameters(group)
-    if step == first_ema_step:  # 0 * h + 1 * g: the slow gradient starts as the gradient, exactly
-        alpha = 0.0
+    lr, (beta1, beta2), eps, weight_decay, alpha, lamb = values
     return Scalars(
         step=step,
-        grad_factor=-1.0 if group["maximize"] else 1.0,
+        grad_factor=grad_factor,
         alpha=alpha,
         alpha_weight=1.0 - alpha,
         lamb=lamb,
@@ -115,9 +114,31 @@ def step_scalars(group: Mapping[str, Any], step: float, first_ema_step: float) -
         beta2=beta2,
         beta2_weight=1.0 - beta2,
         step_size=lr / (1.0 - beta1**step),
-        denom_scale=1.0 / math.sqrt(1.0 - beta2**step),
+        denom_scale=1.0 / sqrt(1.0 - beta2**step),
         eps=eps,
     )
+
+
+def step_scalars(group: Mapping[str, Any], step: float, first_ema_step: float) -> Scalars:
+    """Derives the scalars of one step of one parameter group, in float64.
+
+    Args:
+        group: The group's hyperparameters, as schedulers may have left them.
+        step: The number this step will have.
+        first_ema_step: The step in which the slow gradient starts as the gradient itself.
+
+    Raises:
+        TypeError, ValueError: A hyperparameter is no number or out of range; the message names it.
+    """
+    checked = checked_hyperparameters(group)
+    if step == first_ema_step:  # 0 * h + 1 * g: the slow gradient starts as the gradient, exactly
+        checked = checked._replace(alpha=0.0)
+    return derive(checked, step=step, grad_factor=grad_factor(group))
+
+
+def grad_factor(group: Mapping[str, Any]) -> float:
+    """Returns what multiplies the gradients of a group."""
+    return -1.0 if group["maximize"] else 1.0
 
 
 def scalar_table(rows: Sequence[Scalars]) -> Tensor:

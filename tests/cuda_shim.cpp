@@ -26,18 +26,12 @@ void walk(const Source& source, int32_t chunks) {
 }
 
 template <class Step>
-void walk_both(const Slice* slices, int32_t tensors, const Scalars* scalars, const int32_t* rows,
-               int32_t row_count, bool as_argument) {
-  const std::vector<int32_t> first = first_chunks({slices, slices + tensors});
-  if (!as_argument)
-    return walk<Step>(DeviceTable{{slices, scalars, rows, first.data(), tensors}}, first.back());
-  static ArgumentTable table;
-  std::copy(slices, slices + tensors, table.slices);
-  std::copy(scalars, scalars + row_count, table.scalars);
-  std::copy(rows, rows + tensors, table.rows);
-  std::copy(first.begin(), first.end(), table.first_chunks);
-  table.tensors = tensors;
-  walk<Step>(table, first.back());
+void walk_both(const Work& work, bool as_argument) {
+  const LaunchPlan plan(work, 0, work.slices.size());
+  if (as_argument) return walk<Step>(plan.argument_table(), plan.chunks());
+  walk<Step>(DeviceTable{{plan.slices.data(), plan.scalars.data(), plan.rows.data(), plan.first.data(),
+                          plan.tensors(), plan.seed, plan.numbers}},
+             plan.chunks());
 }
 
 }  // namespace
@@ -52,7 +46,7 @@ void shim_cover(const int64_t* sizes, int32_t tensors, int32_t** visits) {
   std::vector<Slice> slices(tensors);
   for (int32_t t = 0; t < tensors; ++t) slices[t].size = sizes[t];
   const std::vector<int32_t> first = first_chunks(slices);
-  const Table table{slices.data(), nullptr, nullptr, first.data(), tensors};
+  const Table table{slices.data(), nullptr, nullptr, first.data(), tensors, 0, {}};
   for (int32_t chunk = 0; chunk < first.back(); ++chunk) {
     const int32_t t = table.tensor_of(chunk);
     const int64_t begin = table.begin_of(chunk, t), end = std::min(begin + kChunkSize, sizes[t]);
@@ -60,14 +54,23 @@ void shim_cover(const int64_t* sizes, int32_t tensors, int32_t** visits) {
   }
 }
 
-// Returns 0, or 1 where the names select no kernel.
-int shim_step(const Slice* slices, int32_t tensors, const Scalars* scalars, const int32_t* rows,
-              int32_t row_count, const char* param_dtype, const char* state_dtype, const char* rounding,
-              const char* grad_filter, const char* decay, int amsgrad, int as_argument) {
+// Returns 0, or 1 where the names select no kernel. Numbers are "on the device": the kernel reads them.
+int shim_step(const Slice* slices, int32_t tensors, const int64_t* rows, const Scalars* scalars, float* steps,
+              const float* grad_scale, const float* found_inf, uint32_t seed, const char* param_dtype,
+              const char* state_dtype, const char* rounding, const char* grad_filter, const char* decay,
+              int amsgrad, int as_argument, int numbers_on_device) {
+  Work work;
+  work.slices.assign(slices, slices + tensors);
+  work.rows.assign(rows, rows + tensors);
+  work.scalars = scalars;
+  work.steps = steps;
+  work.grad_scale = grad_scale;
+  work.found_inf = found_inf;
+  work.seed = seed;
+  work.numbers_on_device = numbers_on_device != 0;
   try {
-    with_element_step(param_dtype, state_dtype, rounding, grad_filter, decay, amsgrad != 0, [&](auto chosen) {
-      walk_both<decltype(chosen)>(slices, tensors, scalars, rows, row_count, as_argument != 0);
-    });
+    with_element_step({param_dtype, state_dtype, rounding, grad_filter, decay, amsgrad != 0},
+                      [&](auto step) { walk_both<decltype(step)>(work, as_argument != 0); });
     return 0;
   } catch (const std::runtime_error&) {
     return 1;

@@ -15,9 +15,9 @@ import numpy
 import pytest
 import torch.utils.cpp_extension
 
-from grokfused import backends
+from grokfused import backends, buckets
 from grokfused.lab.agreement import Case, cases, disagreements, run
-from grokfused.reference import Scalars, random_key
+from grokfused.reference import Scalars
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,50 +57,61 @@ def test_every_element_is_covered_once(shim) -> None:
     assert [set(array.tolist()) for array in visits] == [{1} if size else set() for size in sizes]
 
 
-def kernel_step_(shim: ctypes.CDLL, as_argument: bool, *arguments, seed, state_rounding, **options) -> None:
+def kernel_step_(shim: ctypes.CDLL, how: str, *arguments, seed, state_rounding, **options) -> None:
     """The op's arguments, taken to the kernel on the CPU."""
     *arrays, steps, scalars, rows = arguments
     params, _, exp_avgs, *_ = arrays
     slices = (Slice * len(params))()
-    for t, row in enumerate(rows):
-        addresses = [array[t].data_ptr() if array else None for array in arrays]
-        key = int(random_key(seed, float(scalars[row, Scalars._fields.index("step")])))
-        slices[t] = Slice(*addresses, params[t].numel(), key, 0)
+    for t in range(len(params)):
+        slices[t] = Slice(*(array[t].data_ptr() if array else None for array in arrays), params[t].numel())
+    numbers = [scalars, steps, options.get("grad_scale"), options.get("found_inf")]
+    on_host = how == "numbers on the host"  # the launcher, not the kernel, then reads and advances them
+    if on_host and numbers[-1] is not None and numbers[-1].item():
+        return
     names = [str(array[0].dtype).removeprefix("torch.") for array in (params, exp_avgs)]
     words = [*names, state_rounding, options["grad_filter"], options["decay"]]
     wrong = shim.shim_step(
         slices,
         len(params),
-        ctypes.c_void_p(scalars.data_ptr()),
-        (ctypes.c_int32 * len(rows))(*rows),
-        len(scalars),
+        (ctypes.c_int64 * len(rows))(*rows),
+        *(ctypes.c_void_p(number if number is None else number.data_ptr()) for number in numbers),
+        ctypes.c_uint32(seed),
         *(word.encode() for word in words),
         int(options["amsgrad"]),
-        int(as_argument),
+        int(how != "table in device memory"),
+        int(not on_host),
     )
     assert not wrong
-    steps.copy_(scalars[rows, Scalars._fields.index("step")])
+    if on_host:
+        steps.copy_(scalars[rows, Scalars._fields.index("step")])
 
 
-@pytest.fixture(params=["argument", "device memory"])
+@pytest.fixture(scope="module")
+def truths() -> dict[Case, dict[str, torch.Tensor]]:
+    """Returns what the reference makes of each case, its steps numbered by the host."""
+    return {case: run("reference", case) for case in cases()}
+
+
+@pytest.fixture(params=["numbers on the host", "numbers on the device", "table in device memory"])
 def native_is_the_kernel(request, shim, monkeypatch) -> None:
     """Puts the kernel in the place of the native backend."""
     module = types.ModuleType("kernel_on_the_cpu")
     module.why_not = lambda kind: None if kind.dense else "gaps"
     module.adamw_step_ = lambda *arguments, **options: kernel_step_(
-        shim, request.param == "argument", *arguments, **options
+        shim, request.param, *arguments, **options
     )
     monkeypatch.setitem(sys.modules, "kernel_on_the_cpu", module)
     monkeypatch.setitem(backends.BACKENDS, "native", "kernel_on_the_cpu")
+    if request.param != "numbers on the host":
+        monkeypatch.setattr(buckets, "NUMBERING_DEVICES", ("cpu",))
     backends.choose.cache_clear()
     yield
     backends.choose.cache_clear()
 
 
-@pytest.mark.usefixtures("native_is_the_kernel")
 @pytest.mark.parametrize("case", list(cases()), ids=str)
-def test_the_kernel_equals_the_reference_bit_for_bit(case: Case) -> None:
-    assert disagreements(run("native", case), run("reference", case)) == {}
+def test_the_kernel_equals_the_reference_bit_for_bit(case: Case, truths, native_is_the_kernel) -> None:
+    assert disagreements(run("native", case), truths[case]) == {}
 
 
 # --- compiled for GPUs -----------------------------------------------------------------------------------

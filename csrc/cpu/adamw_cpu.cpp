@@ -7,9 +7,7 @@
 
 #include <algorithm>
 
-#include "../check.h"
-#include "../step/element_step.h"
-#include "adamw_cpu.h"
+#include "../op.h"
 
 // One build runs at each machine's own vector width; which clone is decided once, at load time.
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(GROK_NO_CLONES)
@@ -26,10 +24,11 @@ constexpr int64_t kElementsPerThread = 16384;
 constexpr int64_t kBlock = 1 << 20;
 
 template <class Step>
-GROK_CPU_CLONES void run_range(const Slice& slice, int64_t begin, int64_t end, const Scalars& scalars) {
+GROK_CPU_CLONES void run_range(const Slice& slice, int64_t begin, int64_t end, const Scalars& scalars,
+                               uint32_t key) {
   const Scalars numbers = scalars;  // copies: the compiler then knows that no store changes them
   for (; begin < end; begin += kBlock) {
-    const Slice part = Step::part(slice, begin, std::min(kBlock, end - begin));
+    const Slice part = Step::part(slice, begin, std::min(kBlock, end - begin), key);
     const int size = static_cast<int>(part.size);
 #pragma omp simd
     for (int i = 0; i < size; ++i) Step::run(part, i, numbers);
@@ -39,39 +38,33 @@ GROK_CPU_CLONES void run_range(const Slice& slice, int64_t begin, int64_t end, c
 // Threads share the elements evenly, whatever the tensors' sizes: element e of the whole list
 // belongs to the tensor t with starts[t] <= e < starts[t + 1].
 template <class Step>
-void run_all(const std::vector<Slice>& slices, const std::vector<Scalars>& scalars) {
+void run_all(const Work& work) {
+  if (work.found_inf && *work.found_inf != 0) return;
   std::vector<int64_t> starts{0};
-  for (const Slice& slice : slices) starts.push_back(starts.back() + slice.size);
+  for (const Slice& slice : work.slices) starts.push_back(starts.back() + slice.size);
   torch::stable::parallel_for(0, starts.back(), kElementsPerThread, [&](int64_t begin, int64_t end) {
     size_t t = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
     for (; begin < end; begin = starts[++t]) {
       const int64_t stop = std::min(end, starts[t + 1]);
-      run_range<Step>(slices[t], begin - starts[t], stop - starts[t], scalars[t]);
+      const Scalars scalars = unscaled(work.scalars[work.rows[t]], work.grad_scale);
+      const uint32_t key = random_key(work.seed, static_cast<uint32_t>(scalars.step));
+      run_range<Step>(work.slices[t], begin - starts[t], stop - starts[t], scalars, key);
     }
   });
+  for (size_t t = 0; t < work.slices.size(); ++t) work.steps[t] = work.scalars[work.rows[t]].step;
 }
 
-void adamw_step_cpu(StableIValue* stack, uint64_t, uint64_t) {
-  const StepArguments in(stack);
-  const CheckedStep step = checked_step(in);
-  if (step.slices.empty()) return;
-  choose_cpu_kernel(step.param_dtype, step.state_dtype, in.state_rounding, in.grad_filter, in.decay,
-                    in.amsgrad)(step.slices, step.scalars);
-  auto* counters = static_cast<float*>(in.steps.mutable_data());
-  for (size_t t = 0; t < step.scalars.size(); ++t) counters[t] = step.scalars[t].step;
-}
-
-STABLE_TORCH_LIBRARY_IMPL(grokfused, CPU, library) { library.impl("adamw_step_", &adamw_step_cpu); }
-
-}  // namespace
-
-CpuKernel choose_cpu_kernel(std::string_view param_dtype, std::string_view state_dtype,
-                            std::string_view state_rounding, std::string_view grad_filter,
-                            std::string_view decay, bool amsgrad) {
-  CpuKernel kernel = nullptr;
-  with_element_step(param_dtype, state_dtype, state_rounding, grad_filter, decay, amsgrad,
-                    [&](auto chosen) { kernel = &run_all<decltype(chosen)>; });
+Kernel choose_cpu_kernel(const Policies& policies) {
+  Kernel kernel = nullptr;
+  with_element_step(policies, [&](auto step) { kernel = &run_all<decltype(step)>; });
   return kernel;
 }
 
+const RegisterKernels registered("cpu", choose_cpu_kernel);
+
+STABLE_TORCH_LIBRARY_IMPL(grokfused, CPU, library) {
+  library.impl("adamw_step_", &adamw_step<choose_cpu_kernel>);
+}
+
+}  // namespace
 }  // namespace grokfused

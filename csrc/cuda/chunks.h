@@ -2,20 +2,29 @@
 // Plain code of the host and the device; it knows neither torch nor the CUDA runtime.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <map>
 #include <vector>
 
 #include "../step/portable.h"
-#include "../step/scalars.h"
-#include "../step/slice.h"
+#include "../work.h"
 
 namespace grokfused {
 
 constexpr int64_t kChunkSize = 1 << 15;  // elements; not tuned on a GPU yet
 
+// An empty tensor has one too, of no elements: its step counter has to advance as well.
 inline int32_t chunk_count(int64_t size) {
-  return static_cast<int32_t>((size + kChunkSize - 1) / kChunkSize);
+  return static_cast<int32_t>(std::max<int64_t>(1, (size + kChunkSize - 1) / kChunkSize));
 }
+
+// The numbers of a step that only the device knows; null where they are on the host, or not given.
+struct DeviceNumbers {
+  const Scalars* scalars;
+  float* steps;
+  const float *grad_scale, *found_inf;
+};
 
 // What a kernel reads of its launch. Chunks are numbered through all tensors: those of tensor t begin
 // with first_chunks[t] and end before first_chunks[t + 1].
@@ -25,6 +34,8 @@ struct Table {
   const int32_t* rows;          // tensor -> its row of scalars
   const int32_t* first_chunks;  // [tensors + 1]
   int32_t tensors;
+  uint32_t seed;
+  DeviceNumbers numbers;
 
   // The tensor that a chunk belongs to: the last one that begins at or before it.
   GROK_HD int32_t tensor_of(int32_t chunk) const {
@@ -41,6 +52,12 @@ struct Table {
   GROK_HD int64_t begin_of(int32_t chunk, int32_t tensor) const {
     return int64_t{chunk - first_chunks[tensor]} * kChunkSize;
   }
+  GROK_HD Scalars scalars_of(int32_t tensor) const {
+    const Scalars* on_device = numbers.scalars;
+    if (!on_device) return scalars[rows[tensor]];
+    assume_global(on_device);
+    return on_device[rows[tensor]];
+  }
 };
 
 // A table that owns its memory and travels as the kernel's argument: 32,764 bytes is what CUDA 12.1 and
@@ -48,12 +65,14 @@ struct Table {
 struct ArgumentTable {
   static constexpr int32_t kTensors = 400, kRows = 64;
   Slice slices[kTensors];
-  Scalars scalars[kRows];
+  Scalars scalars[kRows];  // unused where numbers.scalars is set
   int32_t rows[kTensors];
   int32_t first_chunks[kTensors + 1];
   int32_t tensors;
+  uint32_t seed;
+  DeviceNumbers numbers;
 
-  GROK_HD Table table() const { return {slices, scalars, rows, first_chunks, tensors}; }
+  GROK_HD Table table() const { return {slices, scalars, rows, first_chunks, tensors, seed, numbers}; }
 };
 static_assert(sizeof(ArgumentTable) <= 32764, "a kernel takes no more");
 
@@ -68,5 +87,50 @@ inline std::vector<int32_t> first_chunks(const std::vector<Slice>& slices) {
   for (const Slice& slice : slices) first.push_back(first.back() + chunk_count(slice.size));
   return first;
 }
+
+// The tensors [begin, end) of some work as one launch, on the host: rows of scalars that are used, each once.
+struct LaunchPlan {
+  std::vector<Slice> slices;
+  std::vector<Scalars> scalars;  // empty where the device knows them
+  std::vector<int32_t> rows, first;
+  DeviceNumbers numbers{};
+  uint32_t seed;
+
+  LaunchPlan(const Work& work, size_t begin, size_t end)
+      : slices(work.slices.begin() + begin, work.slices.begin() + end),
+        first(first_chunks(slices)),
+        seed(work.seed) {
+    if (work.numbers_on_device) numbers = {work.scalars, work.steps + begin, work.grad_scale, work.found_inf};
+    std::map<int64_t, int32_t> places;  // row of the work -> row of the plan
+    for (size_t t = begin; t < end; ++t) {
+      const int64_t row = work.rows[t];
+      if (work.numbers_on_device) {
+        rows.push_back(static_cast<int32_t>(row));
+        continue;
+      }
+      const auto [place, is_new] = places.emplace(row, static_cast<int32_t>(scalars.size()));
+      if (is_new) scalars.push_back(unscaled(work.scalars[row], work.grad_scale));
+      rows.push_back(place->second);
+    }
+  }
+
+  int32_t tensors() const { return static_cast<int32_t>(slices.size()); }
+  int32_t chunks() const { return first.back(); }
+  bool fits_argument() const {
+    return tensors() <= ArgumentTable::kTensors && scalars.size() <= size_t{ArgumentTable::kRows};
+  }
+
+  ArgumentTable argument_table() const {
+    ArgumentTable table;
+    std::copy(slices.begin(), slices.end(), table.slices);
+    std::copy(scalars.begin(), scalars.end(), table.scalars);
+    std::copy(rows.begin(), rows.end(), table.rows);
+    std::copy(first.begin(), first.end(), table.first_chunks);
+    table.tensors = tensors();
+    table.seed = seed;
+    table.numbers = numbers;
+    return table;
+  }
+};
 
 }  // namespace grokfused

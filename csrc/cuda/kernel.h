@@ -95,22 +95,45 @@ GROK_HD void run_packs(const Slice& slice, int64_t i, const Scalars& scalars) {
   packs.store(slice, i);
 }
 
+// The gradients overflowed under the loss scale.
+GROK_HD bool is_cancelled(const DeviceNumbers& numbers) {
+  if (!numbers.found_inf) return false;
+  assume_global(numbers.found_inf);
+  return *numbers.found_inf != 0;
+}
+
+GROK_HD Scalars scalars_of(const Table& table, int32_t tensor) {
+  const float* grad_scale = table.numbers.grad_scale;
+  if (grad_scale) assume_global(grad_scale);
+  return unscaled(table.scalars_of(tensor), grad_scale);
+}
+
+GROK_HD void advance(const DeviceNumbers& numbers, int32_t tensor, float step) {
+  if (!numbers.steps) return;
+  assume_global(numbers.steps);
+  numbers.steps[tensor] = step;
+}
+
 // One block steps one chunk. A tensor that is not aligned, or the rest of one of odd size, goes element
 // by element through the same Step::run.
 template <class Step, class Source>
 __global__ void __launch_bounds__(kThreads, 1) adamw_kernel(const __grid_constant__ Source source) {
   constexpr int kWidth = Packs<Step>::kWidth;
   const Table table = source.table();
+  if (is_cancelled(table.numbers)) return;
   const int32_t chunk = static_cast<int32_t>(blockIdx.x), tensor = table.tensor_of(chunk);
+  const int thread = static_cast<int>(threadIdx.x);
   const Slice slice = table.slices[tensor];
-  const Scalars scalars = table.scalars[table.rows[tensor]];
+  const Scalars scalars = scalars_of(table, tensor);
+  const uint32_t key = random_key(table.seed, static_cast<uint32_t>(scalars.step));
   const int64_t begin = table.begin_of(chunk, tensor), rest = slice.size - begin;
-  const Slice part = Step::part(slice, begin, rest < kChunkSize ? rest : kChunkSize);
+  const Slice part = Step::part(slice, begin, rest < kChunkSize ? rest : kChunkSize, key);
   assume_arrays_global<Step>(part);
-  const int size = static_cast<int>(part.size), thread = static_cast<int>(threadIdx.x);
+  const int size = static_cast<int>(part.size);
   const int body = Packs<Step>::fits(part) ? size / kWidth * kWidth : 0;
   for (int i = thread * kWidth; i < body; i += kThreads * kWidth) run_packs<Step>(part, i, scalars);
   for (int i = body + thread; i < size; i += kThreads) Step::run(part, i, scalars);
+  if (thread == 0 && begin == 0) advance(table.numbers, tensor, scalars.step);
 }
 
 }  // namespace grokfused

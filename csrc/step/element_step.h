@@ -46,9 +46,9 @@ struct ElementStep {
     if constexpr (kUsesEma) store<StateStorage>(slice.grad_ema, i, element.grad_ema, drawn);
   }
 
-  // The elements from `begin` on. Counted from there, indices of 32 bits suffice for a loop, and the
-  // random bits need no wider ones.
-  static GROK_HD Slice part(const Slice& slice, int64_t begin, int64_t size) {
+  // The elements from `begin` on, in the step that `key` stands for. Counted from there, indices of 32 bits
+  // suffice for a loop, and the random bits need no wider ones.
+  static GROK_HD Slice part(const Slice& slice, int64_t begin, int64_t size, uint32_t key) {
     Slice part = slice;
     part.param = at<ParamStorage>(slice.param, begin);
     part.grad = at<ParamStorage>(slice.grad, begin);
@@ -57,6 +57,7 @@ struct ElementStep {
     if constexpr (kUsesMax) part.max_exp_avg_sq = at<StateStorage>(slice.max_exp_avg_sq, begin);
     if constexpr (kUsesEma) part.grad_ema = at<StateStorage>(slice.grad_ema, begin);
     part.size = size;
+    part.random_key = key;
     part.first = slice.first + static_cast<uint32_t>(begin);
     return part;
   }
@@ -68,17 +69,20 @@ struct ElementStep {
   }
 };
 
-// Turns the names of the policies into the one ElementStep they select.
+// The names that select one ElementStep.
+struct Policies {
+  std::string_view param_dtype, state_dtype, state_rounding, grad_filter, decay;
+  bool amsgrad;
+};
+
 template <class Use>
-void with_element_step(std::string_view param_dtype, std::string_view state_dtype,
-                       std::string_view state_rounding, std::string_view grad_filter, std::string_view decay,
-                       bool amsgrad, Use&& use) {
-  with_param_storage(param_dtype, [&](auto param) {
-    with_state_storage(state_dtype, state_rounding, [&](auto state) {
-      with_grad_filter(grad_filter, [&](auto filter) {
-        with_decay(decay, [&](auto chosen_decay) {
-          with_second_moment(amsgrad, [&](auto second_moment) {
-            use(ElementStep<decltype(param), decltype(state), decltype(filter), decltype(chosen_decay),
+void with_element_step(const Policies& names, Use&& use) {
+  with_param_storage(names.param_dtype, [&](auto param) {
+    with_state_storage(names.state_dtype, names.state_rounding, [&](auto state) {
+      with_grad_filter(names.grad_filter, [&](auto filter) {
+        with_decay(names.decay, [&](auto decay) {
+          with_second_moment(names.amsgrad, [&](auto second_moment) {
+            use(ElementStep<decltype(param), decltype(state), decltype(filter), decltype(decay),
                             decltype(second_moment)>{});
           });
         });

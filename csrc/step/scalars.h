@@ -1,8 +1,11 @@
 // The numbers that all elements of a tensor share in one step. They arrive derived and rounded
-// (grokfused/scalars.py does it once, in float64); nothing here may compute them again.
+// (grokfused/scalars.py does it once, in float64); but for the loss scale, nothing here may compute them
+// again.
 #pragma once
 
 #include <cstdint>
+
+#include "portable.h"
 
 namespace grokfused {
 
@@ -25,5 +28,12 @@ struct Scalars {
 };
 
 constexpr int64_t kScalarCount = sizeof(Scalars) / sizeof(float);
+
+// The numbers for gradients of a loss that was multiplied by *grad_scale (null: by nothing). Here and not
+// in Python, because the scale may be known to the device alone.
+GROK_HD Scalars unscaled(Scalars scalars, const float* grad_scale) {
+  if (grad_scale) scalars.grad_factor = scalars.grad_factor / *grad_scale;
+  return scalars;
+}
 
 }  // namespace grokfused

@@ -15,8 +15,8 @@ struct Slice {
   void* max_exp_avg_sq;
   void* grad_ema;
   int64_t size;
-  uint32_t random_key;
-  uint32_t first;  // the index in its tensor of the element at these addresses, as the random bits count
+  uint32_t random_key;  // of the step that is being taken; ElementStep::part sets it
+  uint32_t first;       // the index in its tensor of the element at these addresses, as the random bits count
 };
 
 }  // namespace grokfused

@@ -42,6 +42,8 @@ class Case(NamedTuple):
     decay: str
     amsgrad: bool
     maximize: bool
+    grad_scale: float | None  # of a loss that was scaled; one of the steps then overflows
+    capturable: bool
 
     def __str__(self) -> str:
         words = [
@@ -52,6 +54,8 @@ class Case(NamedTuple):
             self.decay,
         ]
         words += ["amsgrad"] * self.amsgrad + ["maximize"] * self.maximize
+        words += [f"scaled by {self.grad_scale}"] * (self.grad_scale is not None)
+        words += ["capturable"] * self.capturable
         return "-".join(words).replace("torch.", "")
 
 
@@ -61,8 +65,9 @@ def cases() -> Iterator[Case]:
     params = (torch.float32, torch.bfloat16, torch.float16)
     decays = ("coupled", "decoupled")
     for param, state, kind, decay, amsgrad in product(params, states, ("ema", "none"), decays, (False, True)):
-        # Only a factor of the gradient, so it needs no product of its own.
-        yield Case(param, *state, kind, decay, amsgrad, maximize=amsgrad)
+        # What is only a factor of the gradient, or says who numbers the steps, needs no product of its own.
+        scale = 3072.5 if amsgrad else None
+        yield Case(param, *state, kind, decay, amsgrad, amsgrad, scale, capturable=kind == "none")
 
 
 def _laid_out(name: str, values: Tensor) -> Tensor:
@@ -119,14 +124,18 @@ def run(backend: str, case: Case, device: str = "cpu", steps: int = 5) -> dict[s
         alpha=0.93,
         lamb=1.7,
         maximize=case.maximize,
+        capturable=case.capturable,
         state_dtype=case.state_dtype,
         state_rounding=case.state_rounding,
         seed=7,
         backend=backend,
     )
     random = torch.Generator().manual_seed(2)
-    for _ in range(steps):
+    for number in range(steps):
         set_grads(params, random)
+        if case.grad_scale is not None:  # what torch.amp.GradScaler does
+            optimizer.grad_scale = torch.tensor(case.grad_scale, device=device)
+            optimizer.found_inf = torch.tensor(float(number == 2), device=device)
         optimizer.step()
     results = {}
     for name, param in zip(SHAPES, params, strict=True):

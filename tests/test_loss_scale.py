@@ -1,0 +1,171 @@
+"""Mixed precision: gradients of a scaled loss are unscaled in the pass, and an overflow changes nothing."""
+
+import pytest
+import torch
+from stepping import BACKENDS, OPTIONS, values
+
+from grokfused import GrokAdam, GrokAdamW, buckets
+from grokfused import reference as truth
+from grokfused.device_scalars import DeviceScalars
+from grokfused.lab.agreement import differing_bits
+from grokfused.scalars import scalar_table, step_scalars
+
+SCALE = 1024.0
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and not any(differing_bits(a[name], b[name]) for name in a)
+
+
+def trained(optimizer: torch.optim.Optimizer, grads: list[torch.Tensor], scale: float | None) -> None:
+    """Steps on each gradient, multiplied by the scale that is then told; on infinite ones, found_inf."""
+    (param,) = optimizer.param_groups[0]["params"]
+    for grad in grads:
+        param.grad = grad * (scale or 1.0)
+        if scale is not None:
+            optimizer.grad_scale = torch.tensor([scale])
+            optimizer.found_inf = torch.tensor([2.0 * (not grad.isfinite().all())])
+        optimizer.step()
+
+
+@pytest.fixture(params=["numbered by the host", "numbered by the device"])
+def numbering(request, monkeypatch) -> None:
+    """Lets the CPU number its steps as a GPU does."""
+    if request.param == "numbered by the device":
+        monkeypatch.setattr(buckets, "NUMBERING_DEVICES", ("cpu",))
+
+
+@pytest.mark.usefixtures("numbering")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", [{}, {"state_dtype": torch.bfloat16, "amsgrad": True, "maximize": True}])
+def test_a_scaled_loss_takes_the_steps_of_the_unscaled_one(backend, options) -> None:
+    torch.manual_seed(0)
+    start, grads = torch.randn(33), list(torch.randn(6, 33))
+    results = []
+    for scale in (None, SCALE):  # a power of two: scaling and unscaling are exact
+        optimizer = GrokAdamW([start.clone().requires_grad_()], **OPTIONS, **options, backend=backend)
+        trained(optimizer, grads, scale)
+        results.append(values(optimizer))
+    assert same(*results)
+
+
+@pytest.mark.usefixtures("numbering")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("overflows", [[0], [1], [2, 3], [0, 4]], ids=str)
+def test_an_overflow_changes_nothing_not_even_the_step(backend, overflows) -> None:
+    torch.manual_seed(0)
+    start, grads = torch.randn(33), list(torch.randn(5, 33))
+    overflowing = grads.copy()
+    for place in overflows:
+        overflowing.insert(place, torch.full((33,), float("inf")))
+    results = []
+    for sequence in (grads, overflowing):
+        optimizer = GrokAdamW([start.clone().requires_grad_()], **OPTIONS, backend=backend)
+        trained(optimizer, sequence, SCALE)
+        results.append(values(optimizer))
+    assert same(*results)
+    assert results[0]["0 step"].item() == 5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_are_divided_by_the_scale_rounded_once(backend) -> None:
+    param, scale = torch.zeros(1000, requires_grad=True), 3072.7
+    grad = torch.randn(1000)
+    optimizer = GrokAdam([param], **OPTIONS, backend=backend)
+    trained(optimizer, [grad / scale], scale)
+    factor = (torch.tensor(1.0, dtype=torch.float64) / torch.tensor(scale).double()).float()
+    # A slow gradient starts as the gradient itself: what torch's own unscaling would have made of it.
+    assert torch.equal(optimizer.state[param]["grad_ema"], (grad / scale * scale) * factor)
+    assert torch.equal(param.grad, grad / scale * scale), "gradients are read only"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("unscaled_by_the_user", [False, True])
+def test_gradscaler_trains_as_without_it(backend, unscaled_by_the_user) -> None:
+    def train(scaler: torch.amp.GradScaler | None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(7, 3)
+        optimizer = GrokAdamW(model.parameters(), **OPTIONS, backend=backend)
+        for number, inputs in enumerate(torch.randn(8, 5, 7)):
+            optimizer.zero_grad()
+            loss = model(inputs).square().mean()
+            if scaler is None:
+                if number != 3:
+                    loss.backward()
+                    optimizer.step()
+                continue
+            (scaler.scale(loss) * (float("inf") if number == 3 else 1.0)).backward()
+            if unscaled_by_the_user:
+                scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+        return values(optimizer)
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE, growth_interval=2)
+    assert same(train(scaler), train(None))
+    assert scaler.get_scale() != SCALE, "the scale has grown and shrunk on the way"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_scaler_leaves_nothing_behind(backend) -> None:
+    param = torch.zeros(3, requires_grad=True)
+    optimizer = GrokAdamW([param], **OPTIONS, backend=backend)
+    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+    scaler.scale(param.sum()).backward()
+    scaler.step(optimizer)
+    assert not hasattr(optimizer, "grad_scale")
+    assert not hasattr(optimizer, "found_inf")
+    assert set(optimizer.state_dict()) == {"state", "param_groups"}
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.87, 0.993), (0.9, 0.98), (0.0, 0.5)], ids=str)
+def test_the_device_derives_the_numbers_of_the_host(betas) -> None:
+    count = 3000
+    group = {"lr": 3e-3, "betas": betas, "eps": 3e-7, "weight_decay": 0.037, "alpha": 0.93, "lamb": 1.7}
+    groups = [{**group, "maximize": False}, {**group, "maximize": True, "lr": torch.tensor(0.07)}]
+    numbers, starts = [t % 2 for t in range(count)], [1.0 + t % 3 for t in range(count)]
+    steps = torch.arange(count, dtype=torch.float32)
+    table = DeviceScalars(groups, numbers, starts, torch.device("cpu")).table(steps)
+    rows = [step_scalars(groups[numbers[t]], t + 1.0, starts[t]) for t in range(count)]
+    assert torch.equal(table, scalar_table(rows))
+
+
+def test_a_changed_number_and_a_changed_tensor_reach_the_device() -> None:
+    group = {**OPTIONS, "lr": torch.tensor(0.5), "maximize": False}
+    made = DeviceScalars([group], [0], [1.0], torch.device("cpu"))
+    place = truth.Scalars._fields.index
+    before = made.table(torch.zeros(1))
+    group["lr"].fill_(0.25)
+    group["lamb"] = 5.0
+    after = made.table(torch.zeros(1))
+    assert after[0, place("step_size")] == before[0, place("step_size")] / 2
+    assert after[0, place("lamb")] == 5.0
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (torch.tensor(1.0, dtype=torch.float64), "grad_scale must be a contiguous float32 tensor"),
+        (torch.ones(2), "grad_scale must be a contiguous float32 tensor"),
+    ],
+)
+def test_the_op_refuses_a_scale_that_is_no_float32_number(number, message) -> None:
+    import grokfused.ops
+
+    tensors = [[torch.ones(3)] for _ in range(4)]
+    with pytest.raises(RuntimeError, match=message):
+        grokfused.ops.adamw_step_(
+            *tensors,
+            [],
+            [],
+            torch.zeros(1),
+            torch.ones(1, 13),
+            [0],
+            grad_filter="none",
+            decay="coupled",
+            amsgrad=False,
+            state_rounding="nearest",
+            seed=0,
+            grad_scale=number,
+        )
+    assert all(torch.equal(tensor, torch.ones(3)) for (tensor,) in tensors)
