@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+NVCC := $(firstword $(shell command -v nvcc) $(wildcard $(CUDA_HOME)/bin/nvcc /usr/local/cuda/bin/nvcc))
 NATIVE_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 BUILT := $(VENV)/.built
 # --no-compile, below: Python compiles what it imports, which is a small part of what torch holds.
@@ -10,7 +11,7 @@ TO_RUN := torch numpy pybind11 ninja setuptools wheel typer rich matplotlib
 # The ninja and the Python of the environment, not those of the system.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test lint format bench-cpu clean
+.PHONY: demo test lint format bench-cpu gpu-check clean
 
 demo: $(BUILT)
 	$(BIN)/grokfused grok --overwrite
@@ -33,6 +34,10 @@ format: $(VENV)/.tools
 bench-cpu: $(BUILT)
 	$(BIN)/python -m bench.step_cpu
 
+# With the Python that has a torch for CUDA: make gpu-check PYTHON=... OUT=...
+gpu-check:
+	$(PYTHON) -m bench.gpu_check $(if $(OUT),--out $(OUT))
+
 clean:
 	rm -rf $(VENV) build *.egg-info grokfused/_C*.so grokfused/_build_error.txt
 
@@ -41,8 +46,9 @@ $(VENV)/.installed: requirements.txt
 	$(BIN)/python -m pip install --quiet --no-compile -c requirements.txt $(TO_RUN)
 	touch $@
 
-$(VENV)/.tools: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --no-compile -r requirements.txt
+$(VENV)/.tools: $(VENV)/.installed requirements-nvcc.txt
+	$(BIN)/python -m pip install --quiet --no-compile -r requirements.txt \
+		$(if $(NVCC),,-r requirements-nvcc.txt)
 	touch $@
 
 $(BUILT): $(VENV)/.installed setup.py pyproject.toml $(NATIVE_SOURCES)

@@ -23,7 +23,22 @@ def gpt_30m() -> Shapes:
     return [(12_288, dim), *block, *block, *block]
 
 
-CASES: dict[str, Shapes] = {"gpt-30m": gpt_30m(), "demo": demo(), "1000 x 1024": [(1024,)] * 1000}
+def gpt2_small() -> Shapes:
+    """GPT-2 small: 148 tensors, 124,439,808 parameters (the output layer is the embedding)."""
+    dim = 768
+    block: Shapes = [(dim,), (dim,), (dim, 3 * dim), (3 * dim,), (dim, dim), (dim,), (dim,), (dim,)]
+    block += [(dim, 4 * dim), (4 * dim,), (4 * dim, dim), (dim,)]
+    return [(50_257, dim), (1024, dim), *block * 12, (dim,), (dim,)]
+
+
+CPU_CASES: dict[str, Shapes] = {"gpt-30m": gpt_30m(), "demo": demo(), "1000 x 1024": [(1024,)] * 1000}
+CUDA_CASES: dict[str, Shapes] = {
+    "one of 64 M": [(64 * 2**20,)],
+    "32 x 2048 x 2048": [(2048, 2048)] * 32,
+    "gpt-2 small": gpt2_small(),
+    "5000 x 1000": [(1000,)] * 5000,
+    "demo": demo(),
+}
 
 
 def bytes_per_element(param: torch.dtype, state: torch.dtype, states: int) -> int:

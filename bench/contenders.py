@@ -16,19 +16,34 @@ F32, BF16 = torch.float32, torch.bfloat16
 
 
 class Contender(NamedTuple):
-    """``step`` does the work once; ``bytes_per_element`` is what that work must move at least."""
+    """``step`` does the work once; ``bytes_per_element`` is what that work must move at least.
+
+    ``reset`` is called before each round: contenders that amplify ``p.grad`` in place would soon overflow.
+    """
 
     name: str
     step: Callable[[], object]
     bytes_per_element: int
+    reset: Callable[[], object] = lambda: None
 
 
-def parameters(shapes: Shapes) -> list[Tensor]:
-    """Returns float32 parameters with gradients."""
-    random = torch.Generator().manual_seed(0)
-    params = [torch.randn(shape, generator=random).requires_grad_() for shape in shapes]
+class Place(NamedTuple):
+    """Where and in which dtype the parameters are."""
+
+    device: str = "cpu"
+    dtype: torch.dtype = F32
+
+
+ON_CPU = Place()
+
+
+def parameters(shapes: Shapes, place: Place = ON_CPU) -> list[Tensor]:
+    """Returns parameters with gradients, the same values each time."""
+    device, dtype = place
+    random = torch.Generator(device).manual_seed(0)
+    params = [torch.randn(s, generator=random, dtype=dtype, device=device).requires_grad_() for s in shapes]
     for param in params:
-        param.grad = torch.randn(param.shape, generator=random)
+        param.grad = torch.randn(param.shape, generator=random, dtype=dtype, device=device)
     return params
 
 
@@ -66,15 +81,15 @@ def python_grokfast(params: list[Tensor]) -> Callable[[], None]:
     return step
 
 
-def copy(shapes: Shapes) -> Callable[[], object]:
+def copy(shapes: Shapes, device: str = "cpu") -> Callable[[], object]:
     """One ``copy_`` of a float32 tensor as long as all parameters together."""
     count = sum(torch.Size(shape).numel() for shape in shapes)
-    source, target = torch.ones(count), torch.zeros(count)
+    source, target = torch.ones(count, device=device), torch.zeros(count, device=device)
     return lambda: target.copy_(source)
 
 
 def restoring_grads(params: list[Tensor]) -> Callable[[], object]:
-    """Returns a reset: contenders that amplify ``p.grad`` in place would soon overflow."""
+    """Returns a reset that gives the parameters the gradients they have now."""
     kept = [param.grad.clone() for param in params if param.grad is not None]
 
     def reset() -> None:
@@ -84,26 +99,25 @@ def restoring_grads(params: list[Tensor]) -> Callable[[], object]:
     return reset
 
 
-def contenders(shapes: Shapes) -> tuple[list[Contender], list[Callable[[], object]]]:
-    """Returns the contenders on a list of shapes, and what to call between two rounds."""
-    fused, foreach, python = parameters(shapes), parameters(shapes), parameters(shapes)
-    ours = {
-        "GrokAdamW": (GrokAdamW(parameters(shapes), fused=True), bytes_per_element(F32, F32, 3)),
-        "GrokAdamW, bfloat16 states": (
-            GrokAdamW(parameters(shapes), state_dtype=BF16),
-            bytes_per_element(F32, BF16, 3),
+def baselines(shapes: Shapes, place: Place = ON_CPU) -> list[Contender]:
+    """Returns torch's fused AdamW, and Grokfast before it as one would write it with torch."""
+    adamw, foreach, python = (parameters(shapes, place) for _ in range(3))
+    plain, grokfast = (bytes_per_element(place.dtype, place.dtype, states) for states in (2, 3))
+    return [
+        Contender("AdamW(fused)", fused_adamw(adamw).step, plain),
+        Contender(
+            "foreach EMA + AdamW(fused)", foreach_grokfast(foreach), grokfast, restoring_grads(foreach)
         ),
-        "GrokAdamW, bfloat16 states, nearest": (
-            GrokAdamW(parameters(shapes), state_dtype=BF16, state_rounding="nearest"),
-            bytes_per_element(F32, BF16, 3),
+        Contender(
+            "Python Grokfast + AdamW(fused)", python_grokfast(python), grokfast, restoring_grads(python)
         ),
-    }
-    found = [Contender(name, optimizer.step, size) for name, (optimizer, size) in ours.items()]
-    grokfast = bytes_per_element(F32, F32, 3)
-    found += [
-        Contender("AdamW(fused)", fused_adamw(fused).step, bytes_per_element(F32, F32, 2)),
-        Contender("foreach EMA + AdamW(fused)", foreach_grokfast(foreach), grokfast),
-        Contender("Python Grokfast + AdamW(fused)", python_grokfast(python), grokfast),
-        Contender("copy_", copy(shapes), 2 * F32.itemsize),
+        Contender("copy_", copy(shapes, place.device), 2 * F32.itemsize),
     ]
-    return found, [restoring_grads(foreach), restoring_grads(python)]
+
+
+def contender(name: str, shapes: Shapes, place: Place = ON_CPU, **options: object) -> Contender:
+    """Returns a GrokAdamW with these options."""
+    optimizer = GrokAdamW(parameters(shapes, place), alpha=ALPHA, lamb=LAMB, **options)
+    state = options.get("state_dtype", F32)
+    assert isinstance(state, torch.dtype)
+    return Contender(name, optimizer.step, bytes_per_element(place.dtype, state, 3))

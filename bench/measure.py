@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 import torch
 
 import grokfused
+from bench.contenders import Contender
+
+Clock = Callable[[Callable[[], object], int], float]
 
 
 class Spread(NamedTuple):
@@ -38,33 +41,29 @@ def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> Spread:
 
 
 def interleaved(
-    steps: dict[str, Callable[[], object]],
-    rounds: int,
-    block: int,
-    between: Sequence[Callable[[], object]] = (),
+    contenders: Sequence[Contender], rounds: int, block: int, clock: Clock | None = None
 ) -> dict[str, list[float]]:
     """Times all contenders in every round, each round beginning with another one.
 
     Args:
-        steps: Name -> what to time.
+        contenders: Whose steps to time; they are reset before each round, outside of the timings.
         rounds: How often each is timed.
         block: Calls per timing.
-        between: Called before each round, outside of the timings.
+        clock: Times a block of calls, in milliseconds per call. (default: ``timed``)
 
     Returns:
         Name -> milliseconds per call, one entry a round.
     """
-    for step in steps.values():
-        step()
-        step()
-    names = list(steps)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    for contender in contenders:
+        contender.step()
+        contender.step()
+    times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for number in range(rounds):
-        for reset in between:
-            reset()
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            times[name].append(timed(steps[name], block))
+        for contender in contenders:
+            contender.reset()
+        turn = number % len(contenders)
+        for contender in [*contenders[turn:], *contenders[:turn]]:
+            times[contender.name].append((clock or timed)(contender.step, block))
     return times
 
 
@@ -81,16 +80,35 @@ def timed(step: Callable[[], object], block: int) -> float:
     return passed / block / 1e6
 
 
-def machine() -> dict[str, Any]:
-    """Says where and with what a run was recorded."""
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.processor(),
-    )
+def gpu_timed(step: Callable[[], object], block: int) -> float:
+    """Returns the GPU's milliseconds per call over ``block`` calls, after one that warms up again."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    step()
+    begin.record()
+    for _ in range(block):
+        step()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / block
+
+
+def host_timed(step: Callable[[], object], block: int) -> float:
+    """Returns the host's milliseconds per call: the GPU is idle before, and nobody waits for it."""
+    torch.cuda.synchronize()
+    passed = timed(step, block)
+    torch.cuda.synchronize()
+    return passed
+
+
+def cpu_name() -> str:
+    """Returns what the system calls its processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = (line.split(":")[1].strip() for line in lines if "model name" in line)
+    return next(names, platform.processor())
+
+
+def machine(program: str) -> dict[str, Any]:
+    """Says where and with what a run of ``program`` was recorded."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
     ).stdout.strip()
@@ -98,7 +116,7 @@ def machine() -> dict[str, Any]:
         ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True
     ).stdout.strip()
     return {
-        "cpu": cpu,
+        "cpu": cpu_name(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -106,5 +124,5 @@ def machine() -> dict[str, Any]:
         "grokfused": grokfused.__version__,
         "commit": commit + (" and uncommitted changes" if changed else ""),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": "python -m " + " ".join(["bench.step_cpu", *sys.argv[1:]]),
+        "command": " ".join(["python -m", program, *sys.argv[1:]]),
     }

@@ -52,16 +52,17 @@ class DeviceScalars:
         if numbers != self.copied:
             by_group = torch.tensor(numbers, dtype=torch.float64, device=self.device)
             self.by_tensor = by_group[self.group_numbers].T.contiguous()
+            self.rates = by_group[:, 0].unbind()
             self.copied = numbers
         lr, beta1, beta2, eps, weight_decay, alpha, lamb, factor = self.by_tensor.unbind()
         if any(self._reads_lr(group) for group in self.groups):
             rates = [
-                group["lr"].detach().double().reshape(()) if self._reads_lr(group) else lr.new_tensor(own[0])
-                for group, own in zip(self.groups, numbers, strict=True)
+                group["lr"].detach().double().reshape(()) if self._reads_lr(group) else rate
+                for group, rate in zip(self.groups, self.rates, strict=True)
             ]
             lr = torch.stack(rates)[self.group_numbers]
         step = steps.double() + 1.0
-        alpha = torch.where(step == self.ema_starts, 0.0, alpha)
+        alpha = alpha * (step != self.ema_starts)
         values: Any = Hyperparameters(lr, (beta1, beta2), eps, weight_decay, alpha, lamb)  # type: ignore[arg-type]
         row: Any = derive(values, step=step, grad_factor=factor, sqrt=torch.sqrt)
         return torch.stack(row, dim=1).float()

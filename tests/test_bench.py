@@ -7,8 +7,16 @@ import pytest
 import torch
 
 from bench import step_cpu
-from bench.cases import CASES, bytes_per_element, demo
-from bench.contenders import ALPHA, LAMB, foreach_grokfast, parameters, python_grokfast, restoring_grads
+from bench.cases import CPU_CASES, bytes_per_element, demo, gpt2_small
+from bench.contenders import (
+    ALPHA,
+    LAMB,
+    Contender,
+    foreach_grokfast,
+    parameters,
+    python_grokfast,
+    restoring_grads,
+)
 from bench.measure import interleaved, ratios
 from grokfused import GrokAdamW
 
@@ -27,6 +35,10 @@ def test_the_demo_case_is_the_demos_network() -> None:
     assert (len(demo()), sum(torch.Size(s).numel() for s in demo())) == (29, 422_784)
 
 
+def test_gpt_2_small_has_its_published_size() -> None:
+    assert (len(gpt2_small()), sum(torch.Size(s).numel() for s in gpt2_small())) == (148, 124_439_808)
+
+
 def test_a_drift_that_hits_all_alike_leaves_the_ratio() -> None:
     drift = [1.0, 2.0, 10.0, 3.0]
     assert ratios([3 * d for d in drift], [2 * d for d in drift]) == (1.5, 1.5, 1.5)
@@ -34,9 +46,15 @@ def test_a_drift_that_hits_all_alike_leaves_the_ratio() -> None:
 
 def test_contenders_take_turns() -> None:
     order: list[str] = []
-    interleaved({name: lambda name=name: order.append(name) for name in "abc"}, rounds=3, block=1)
+    resets: list[str] = []
+    entries = [
+        Contender(name, lambda name=name: order.append(name), 1, lambda name=name: resets.append(name))
+        for name in "abc"
+    ]
+    interleaved(entries, rounds=3, block=1)
     # Two warm-up calls each, then per round one untimed and one timed call, beginning with another one.
     assert "".join(order) == "aabbcc" + "aabbcc" + "bbccaa" + "ccaabb"
+    assert "".join(resets) == "abc" * 3
 
 
 @pytest.mark.parametrize("grokfast", [foreach_grokfast, python_grokfast])
@@ -56,7 +74,7 @@ def test_the_baselines_do_the_same_work(grokfast) -> None:
 
 def test_a_run_is_recorded_with_every_row(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["step_cpu", "--quick", "--json", str(tmp_path / "run.json")])
-    monkeypatch.setattr(step_cpu, "CASES", {name: [(9,), (3, 2)] for name in CASES})
+    monkeypatch.setattr(step_cpu, "CPU_CASES", {name: [(9,), (3, 2)] for name in CPU_CASES})
     step_cpu.main()
     record = json.loads((tmp_path / "run.json").read_text())
     assert len(record["rows"]) == 3 * 7

@@ -15,6 +15,7 @@ import numpy
 import pytest
 import torch.utils.cpp_extension
 
+from bench.fma import compile_kernel
 from grokfused import backends, buckets
 from grokfused.lab.agreement import Case, cases, disagreements, run
 from grokfused.reference import Scalars
@@ -123,7 +124,7 @@ def tool(name: str) -> str:
     homes += [str(Path(sysconfig.get_path("purelib"), "nvidia", version)) for version in ("cu13", "cu12")]
     found = shutil.which(name, path=os.pathsep.join([os.environ["PATH"], *(f"{home}/bin" for home in homes)]))
     if found is None:
-        pytest.skip(f"{name} is missing: install the CUDA toolkit, or pip install nvidia-cuda-{name}")
+        pytest.skip(f"{name} is missing: install the CUDA toolkit, or pip install -r requirements-nvcc.txt")
     return found
 
 
@@ -160,6 +161,14 @@ def test_no_operation_is_fused_approximate_or_flushed(compiled: Compiled) -> Non
     instructions = set(re.findall(r"^\s+(?:@!?%p\d+ )?([a-z]+[.][a-z0-9._]+)", compiled.ptx, re.MULTILINE))
     assert {"div.rn.f32", "sqrt.rn.f32"} <= instructions
     assert {name for name in instructions if re.search(r"fma|mad.*f32|approx|ftz", name)} == set()
+
+
+def test_the_bench_compares_with_a_kernel_of_fused_operations(tmp_path) -> None:
+    fused, unfused = (
+        compile_kernel(tool("nvcc"), fused, "sm_90", tmp_path / f"{fused}.ptx", "-ptx").read_text()
+        for fused in (True, False)
+    )
+    assert ("fma.rn.f32" in fused, "fma.rn.f32" in unfused) == (True, False)
 
 
 def test_the_body_moves_16_bytes_at_a_time(compiled: Compiled) -> None:

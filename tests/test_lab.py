@@ -251,6 +251,7 @@ def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
         (["--resume"], ["holds no run to resume"]),
         (["--stop-at", "0"], ["--stop-at", "(0, 1]", "0.0"]),
         (["--lamb=-inf"], ["--lamb", "finite", "-inf"]),
+        (["--graph"], ["--graph", "--device cuda", "got cpu"]),
         (["--seed", "-1"], ["--seed", "2^63", "-1"]),
     ],
     ids=lambda value: value[0] if value[0].startswith("-") else None,
@@ -271,13 +272,8 @@ def test_info_and_verify_print_what_they_found(monkeypatch: pytest.MonkeyPatch) 
 
     shown = CliRunner().invoke(app, ["info"]).output
     assert "native" in shown
-    monkeypatch.setattr(
-        agreement,
-        "cases",
-        lambda: iter(
-            [agreement.Case(torch.float32, torch.float32, "nearest", "ema", "coupled", False, False)]
-        ),
-    )
+    first = next(agreement.cases())
+    monkeypatch.setattr(agreement, "cases", lambda: iter([first]))
     result = CliRunner().invoke(app, ["verify"])
     assert (result.exit_code, "equal" in result.output) == (0, True)
 

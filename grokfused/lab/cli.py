@@ -170,6 +170,7 @@ def grok(
     lamb: Annotated[float, typer.Option(callback=_must("a finite number", math.isfinite))] = 2.0,
     seed: Annotated[int, typer.Option(callback=_must("in 0 to 2^63 - 1", lambda x: 0 <= x < 2**63))] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    graph: Annotated[bool, typer.Option("--graph", help="The training step as one CUDA graph.")] = False,
     backend: Annotated[BackendName, typer.Option(help="See `grokfused info`.")] = "auto",
     budget: Annotated[
         int, typer.Option(callback=_must(">= 1", lambda x: x >= 1), help="Iterations at most.")
@@ -192,11 +193,15 @@ def grok(
     if len(set(names)) < len(names):
         raise refuse(f"--compare {names[1]} is the optimizer that runs already; name another one")
     _check_device(device)
+    if graph and torch.device(device).type != "cuda":
+        raise refuse(f"--graph captures a CUDA graph and needs --device cuda, got {device}")
+    if graph and not all(name.startswith("grok") for name in names):
+        raise refuse("--graph captures the steps of grokadam and grokadamw only")
     plan = Plan(budget, stop_at, resume, overwrite)
     configs = []
     for name in names:
         decay = WEIGHT_DECAY[name] if weight_decay is None else weight_decay
-        configs.append(Config(name, decay, lr, alpha, lamb, seed, device, backend))
+        configs.append(Config(name, decay, lr, alpha, lamb, seed, device, backend, graph=graph))
     runs = run_all(configs, out, plan)
     console.print(report.table(runs, stop_at))
     console.print(report.HONESTY)

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 
 from grokfused import GrokAdam, GrokAdamW
+from grokfused.lab.graph import Graphed
 from grokfused.lab.model import Decoder
 from grokfused.lab.task import modular_multiplication
 
@@ -43,6 +44,7 @@ class Config:
     backend: str = "auto"
     modulus: int = 97
     batch_size: int = 512
+    graph: bool = False  # the whole training step as one CUDA graph
 
     @property
     def ours(self) -> bool:
@@ -78,6 +80,9 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """Returns the optimizer that the config names, on the model's parameters."""
     parameters = model.parameters()
     shared: dict[str, Any] = {"lr": config.lr, "betas": (0.9, 0.98), "weight_decay": config.weight_decay}
+    if config.graph:  # the schedule then writes where the captured step reads, as exactly as a float
+        shared |= {"lr": torch.tensor(config.lr, dtype=torch.float64, device=config.device)}
+        shared |= {"capturable": True}
     if not config.ours:
         kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
         return kind(parameters, **shared)
@@ -103,11 +108,12 @@ class Experiment:
         self.random.set_state(torch.get_rng_state())
         self.task = modular_multiplication(self.random, config.modulus, config.device)
         self.optimizer = make_optimizer(config, self.model)
+        self.step = Graphed(self.train_rows) if config.graph else self.train_rows
         self.schedule = LambdaLR(self.optimizer, lambda update: min(1.0, update / WARM_UP))
         self.iteration = 0
         self.seconds = 0.0
 
-    def train_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def train_rows(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Takes one step on the training equations ``rows``; returns loss [] and correct answers []."""
         answers = self.task.train_answers[rows]
         logits = self.model(self.task.train[rows])
@@ -115,8 +121,13 @@ class Experiment:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        self.schedule.step()
         return loss.detach(), (logits.argmax(1) == answers).sum()
+
+    def train_batch(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Takes one step and moves the warm-up on; returns what ``train_rows`` does."""
+        results = self.step(rows)
+        self.schedule.step()
+        return results
 
     def run_epoch(self) -> tuple[float, float]:
         """Trains on each equation once; returns the mean loss of the batches and the train accuracy."""
@@ -171,12 +182,16 @@ class Experiment:
         """
         saved = state["config"]
         for name, value in self.config.options().items():
-            if value != saved.get(name):
+            made_with = saved.get(name, getattr(Config, name))
+            if value != made_with:
                 raise OptionChanged(
-                    f"cannot resume: {name} is {value!r}, the run was made with {saved.get(name)!r}"
+                    f"cannot resume: {name} is {value!r}, the run was made with {made_with!r}"
                 )
         self.iteration, self.seconds = state["iteration"], state["seconds"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.config.graph:  # a checkpoint is loaded on the CPU, the captured step reads on the device
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["lr"].to(self.config.device)
         self.schedule.load_state_dict({"lr_lambdas": [None], **state["schedule"]})
         self.random.set_state(state["random"])

@@ -1,0 +1,84 @@
+"""What the contract costs on a GPU: the kernel with fused multiply-adds allowed, beside the kernel as it is.
+
+The numerical contract rounds every operation once; a compiler left alone would fuse a multiplication and
+an addition into one instruction. Only this bench compiles it so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.contenders import Contender
+from bench.measure import gpu_timed, interleaved, ratios, spread
+from grokfused.scalars import Scalars
+
+ROOT = Path(__file__).parent.parent
+ELEMENTS = 64 * 2**20
+ARRAYS = ("param", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "grad_ema")
+
+
+class Slice(ctypes.Structure):
+    """Field for field csrc/step/slice.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ARRAYS),
+        ("size", ctypes.c_int64),
+        ("random_key", ctypes.c_uint32),
+        ("first", ctypes.c_uint32),
+    )
+
+
+def compile_kernel(nvcc: str, fused: bool, architecture: str, made: Path, *how: str) -> Path:
+    """Compiles ``fma_step``, in which multiplications and additions may be fused or not; returns ``made``."""
+    command = [nvcc, "-std=c++17", "-O3", f"--fmad={str(fused).lower()}", f"-arch={architecture}", "-Icsrc"]
+    command += [*how, "bench/fma.cu", "-o", str(made)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return made
+
+
+def stepper(library: Path, slice_: Slice, scalars: torch.Tensor) -> Any:
+    """Returns a function that steps the slice once; raises RuntimeError where the launch fails."""
+    loaded = ctypes.CDLL(str(library))
+
+    def step() -> None:
+        error = loaded.fma_step(ctypes.byref(slice_), ctypes.c_void_p(scalars.data_ptr()))
+        if error:
+            raise RuntimeError(f"bench/fma.cu cannot be launched: CUDA error {error}")
+
+    return step
+
+
+def cost(nvcc: str = "nvcc", rounds: int = 31) -> dict[str, Any]:
+    """Measures both kernels on 64 M float32 parameters, in turns.
+
+    Returns:
+        ``milliseconds`` of each, and ``unfused_over_fused``: how many times as long the contract takes; or
+        ``why_not``: what could not run.
+    """
+    arrays = [torch.rand(ELEMENTS, device="cuda") for _ in range(5)]
+    slice_ = Slice(*(a.data_ptr() for a in arrays[:4]), None, arrays[4].data_ptr(), ELEMENTS, 0, 0)
+    row = Scalars(1.0, 1.0, 0.98, 0.02, 2.0, 0.01, 0.9999, 0.1, 0.999, 0.001, 1e-3, 1.0, 1e-8)
+    scalars = torch.tensor(row)
+    major, minor = torch.cuda.get_device_capability()
+    with tempfile.TemporaryDirectory() as name:
+        library = ("-shared", "-Xcompiler=-fPIC")
+        try:
+            libraries = {
+                key: compile_kernel(nvcc, key == "fused", f"sm_{major}{minor}", Path(name, key), *library)
+                for key in ("fused", "unfused")
+            }
+        except (OSError, subprocess.CalledProcessError) as error:
+            return {"why_not": f"{error} {getattr(error, 'stderr', '')}".strip()}
+        entries = [Contender(key, stepper(path, slice_, scalars), 36) for key, path in libraries.items()]
+        times = interleaved(entries, rounds, 4, gpu_timed)
+    return {
+        "elements": ELEMENTS,
+        "milliseconds": {key: spread(found)._asdict() for key, found in times.items()},
+        "unfused_over_fused": ratios(times["unfused"], times["fused"])._asdict(),
+    }

@@ -1,0 +1,147 @@
+"""On an NVIDIA GPU: streams, graphs, one launch, no waiting, and tensors beyond 32-bit indices."""
+
+import pytest
+import torch
+from stepping import OPTIONS, values
+from torch.profiler import ProfilerActivity, profile
+
+from grokfused import GrokAdam, GrokAdamW
+from grokfused.lab.agreement import differing_bits
+from grokfused.lab.training import Config, Experiment
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+def differences(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> dict[str, int]:
+    assert a.keys() == b.keys()
+    return {name: n for name in a if (n := differing_bits(a[name].cpu(), b[name].cpu()))}
+
+
+def made(count: int, device: str = "cuda", **options) -> GrokAdamW:
+    """Returns an optimizer of `count` small parameters with gradients."""
+    random = torch.Generator().manual_seed(count)
+    params = [torch.randn(1 + t % 37, generator=random).to(device).requires_grad_() for t in range(count)]
+    for param in params:
+        param.grad = torch.randn(param.shape, generator=random).to(device)
+    return GrokAdamW(params, **OPTIONS, backend="native", **options)
+
+
+def kernels_of(optimizer: torch.optim.Optimizer) -> list[str]:
+    """Returns the names of the kernels that one step launches."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
+        optimizer.step()
+        torch.cuda.synchronize()
+    return [event.name for event in recorded.events() if "adamw_kernel" in event.name]
+
+
+@pytest.mark.parametrize("count", [1, 2, 400, 401, 5000])
+def test_a_bucket_is_one_launch(count) -> None:
+    optimizer = made(count)
+    for _ in range(2):  # the op's way, and the remembered launch
+        assert len(kernels_of(optimizer)) == 1
+
+
+@pytest.mark.parametrize("count", [3, 1000])
+@pytest.mark.parametrize("capturable", [False, True])
+def test_steps_after_the_first_equal_the_cpu_and_never_wait(count, capturable) -> None:
+    on_gpu, on_cpu = made(count, capturable=capturable), made(count, "cpu")
+    for number in range(4):
+        if number:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            on_gpu.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        on_cpu.step()
+    assert differences(values(on_gpu), values(on_cpu)) == {}
+
+
+def test_a_step_runs_on_the_current_stream() -> None:
+    optimizer, expected = made(3), made(3)
+    optimizer.step(), expected.step()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        for param in optimizer.param_groups[0]["params"]:
+            param.grad.mul_(2)
+        optimizer.step()
+    torch.cuda.current_stream().wait_stream(stream)
+    for param in expected.param_groups[0]["params"]:
+        param.grad.mul_(2)
+    expected.step()
+    assert differences(values(optimizer), values(expected)) == {}
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
+def test_a_step_runs_on_the_device_of_its_parameters() -> None:
+    elsewhere, expected = made(3, "cuda:1"), made(3, "cpu")
+    for optimizer in (elsewhere, expected):
+        optimizer.step()
+        optimizer.step()
+    assert differences(values(elsewhere), values(expected)) == {}
+
+
+@pytest.mark.parametrize("count", [3, 1000])
+def test_a_captured_step_replays_as_it_would_have_run(count) -> None:
+    rate = torch.tensor(3e-3, dtype=torch.float64, device="cuda")
+    captured, expected = made(count, capturable=True), made(count, "cpu")
+    captured.param_groups[0]["lr"] = rate
+    captured.step(), expected.step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured.step()
+    for factor in (1.0, 0.5, 0.25):
+        rate.fill_(3e-3 * factor)
+        expected.param_groups[0]["lr"] = 3e-3 * factor
+        graph.replay(), expected.step()
+    assert differences(values(captured), values(expected)) == {}
+
+
+def test_what_a_graph_cannot_hold_is_refused() -> None:
+    for optimizer in (made(2), made(2, capturable=True)):
+        with pytest.raises(RuntimeError, match="captur"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+            optimizer.step()
+
+
+def test_a_graph_of_a_whole_training_step_trains_as_without_it() -> None:
+    results = []
+    for graph in (False, True):
+        experiment = Experiment(Config(device="cuda", graph=graph, modulus=7, batch_size=8))
+        for _ in range(5):
+            experiment.run_epoch()
+        results.append(dict(experiment.model.state_dict()))
+    assert differences(*results) == {}
+
+
+def test_gradscaler_skips_an_overflow_without_waiting() -> None:
+    param = torch.ones(100, device="cuda", requires_grad=True)
+    optimizer = GrokAdam([param], **OPTIONS)
+    scaler = torch.amp.GradScaler("cuda", init_scale=4.0)
+    for factor in (1.0, float("inf"), 2.0):
+        optimizer.zero_grad()
+        (scaler.scale(param.sum()) * factor).backward()
+        before = values(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        if factor == float("inf"):
+            assert differences(values(optimizer), before) == {}
+    assert optimizer.state[param]["step"].item() == 2
+
+
+def test_a_tensor_of_more_than_two_to_the_31_elements() -> None:
+    size = 2**31 + 4099
+    if torch.cuda.mem_get_info()[0] < 22e9:
+        pytest.skip("needs 22 GB of free GPU memory")
+    param = torch.zeros(size, dtype=torch.bfloat16, device="cuda").requires_grad_()
+    param.grad = torch.full_like(param, 0.5)
+    optimizer = GrokAdamW([param], **OPTIONS, state_dtype=torch.bfloat16, state_rounding="nearest")
+    optimizer.step()
+    small = torch.zeros(1, dtype=torch.bfloat16).requires_grad_()
+    small.grad = torch.full_like(small, 0.5)
+    truth = GrokAdamW(
+        [small], **OPTIONS, state_dtype=torch.bfloat16, state_rounding="nearest", backend="reference"
+    )
+    truth.step()
+    for part in param.detach().split(2**28):
+        assert torch.equal(part.unique().cpu(), small.detach())
