@@ -108,6 +108,8 @@ class Experiment:
         self.random.set_state(torch.get_rng_state())
         self.task = modular_multiplication(self.random, config.modulus, config.device)
         self.optimizer = make_optimizer(config, self.model)
+        # Its first steps, which prepare the capture, are not captured; torch would advise against them.
+        self.optimizer._warned_capturable_if_run_uncaptured = config.graph
         self.step = Graphed(self.train_rows) if config.graph else self.train_rows
         self.schedule = LambdaLR(self.optimizer, lambda update: min(1.0, update / WARM_UP))
         self.iteration = 0
