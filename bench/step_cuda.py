@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from torch.profiler import ProfilerActivity, profile
 
+import grokfused
 from bench import fma
 from bench.cases import CUDA_CASES, Shapes
 from bench.contenders import BF16, Contender, Place, baselines, contender
@@ -31,7 +32,10 @@ DEVICE = "cuda"
 def contenders(shapes: Shapes, dtype: torch.dtype) -> list[Contender]:
     """Returns who is measured on these shapes and this dtype of parameters."""
     place = Place(DEVICE, dtype)
+    mirror = "GrokAdamW, Triton"
+    runs = DEVICE in grokfused.info()["backends"]["triton"]["available"]
     return [
+        *([contender(mirror, shapes, place, backend="triton")] if runs else []),
         contender(OURS, shapes, place),
         contender("GrokAdamW, capturable", shapes, place, capturable=True),
         contender("GrokAdamW, bfloat16 states", shapes, place, state_dtype=BF16),

@@ -28,7 +28,11 @@ class Kind(NamedTuple):
 
 # In the order in which "auto" asks. Each module has `adamw_step_` and `why_not(kind)`, and is imported
 # when it is first asked, so that importing grokfused needs no compiler, no triton and no _C.
-BACKENDS = {"native": "grokfused.ops", "reference": "grokfused.reference"}
+BACKENDS = {
+    "native": "grokfused.ops",
+    "triton": "grokfused.triton_kernels",
+    "reference": "grokfused.reference",
+}
 NAMES = ("auto", *BACKENDS)
 
 

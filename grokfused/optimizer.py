@@ -22,7 +22,7 @@ class GrokAdam(Optimizer):
 
     For each element at step t = 1, 2, ...:
 
-        g = -g                                     if maximize
+        g = g / grad_scale                         under a loss scale; negated if maximize
         h = alpha * h + (1 - alpha) * g            slow gradient   (Lee et al. 2024, arXiv:2405.20233)
         g = g + lamb * h
         g = g + weight_decay * p                   GrokAdam   (as torch.optim.Adam)
@@ -58,7 +58,7 @@ class GrokAdam(Optimizer):
         state_rounding: How bfloat16 states are rounded: "stochastic" (unbiased) or "nearest" (a second
             moment with beta2 = 0.999 then stops moving). (default: "stochastic")
         seed: Picks the random bits of stochastic rounding, with step and element index. (default: 0)
-        backend: "auto", "native" or "reference"; see ``grokfused.info()``. (default: "auto")
+        backend: "auto", "native", "triton" or "reference"; see ``grokfused.info()``. (default: "auto")
 
     Under ``torch.amp.GradScaler`` the gradients are unscaled in the same pass, and an overflow changes
     nothing, the step count included; the host does not wait to learn of it.

@@ -19,16 +19,18 @@ def threads():
 
 
 # Where the native backend runs here: on a machine with a GPU, there too.
-DEVICES = grokfused.info()["backends"]["native"]["available"]
+AVAILABLE = {name: found["available"] for name, found in grokfused.info()["backends"].items()}
+DEVICES = AVAILABLE["native"]
+PLACES = [(name, device) for name in ("native", "triton") for device in AVAILABLE[name]]
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("backend", "device"), PLACES)
 @pytest.mark.parametrize("case", list(cases()), ids=str)
-def test_native_equals_reference_bit_for_bit(case: Case, device: str, threads) -> None:
+def test_a_backend_equals_the_reference_bit_for_bit(case: Case, backend: str, device: str, threads) -> None:
     truth = run("reference", case)
     for count in THREADS if device == "cpu" else THREADS[:1]:
         threads(count)
-        assert disagreements(run("native", case, device), truth) == {}, f"{count} threads"
+        assert disagreements(run(backend, case, device), truth) == {}, f"{count} threads"
 
 
 def test_the_grid_holds_every_option() -> None:

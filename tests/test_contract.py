@@ -13,6 +13,7 @@ from grokfused.scalars import Scalars
 
 ROOT = Path(__file__).parent.parent
 STEP_HEADERS = sorted((ROOT / "csrc" / "step").glob("*.h"))
+MIRROR = sorted((ROOT / "triton_kernels").glob("*.py"))
 CORE = sorted((ROOT / "grokfused").glob("*.py"))
 
 
@@ -82,11 +83,30 @@ def test_the_columns_have_the_same_states() -> None:
     assert tuple(re.findall(r"void\* (\w+);", header)) == ("param", "grad", *STATE_ARRAYS)
 
 
-def test_the_update_is_written_in_its_room_and_in_the_truth_only() -> None:
+def test_the_triton_mirror_has_every_room_and_imports_torch_and_triton_only() -> None:
+    rooms = {"storage", "grad_filter", "adamw"}
+    assert {path.stem for path in MIRROR} == {"__init__", "kernel", *rooms}
+    assert rooms <= {path.stem for path in STEP_HEADERS}
+    names = {name.split(".")[0] for path in MIRROR for name in imports(path)} - sys.stdlib_module_names
+    assert names - {path.stem for path in MIRROR} == {"torch", "triton"}
+
+
+def test_the_triton_mirror_has_the_same_scalars_and_arrays_in_the_same_order() -> None:
+    source = (ROOT / "triton_kernels" / "kernel.py").read_text()
+    columns = re.findall(r"^((?:[A-Z0-9_]+, )+[A-Z0-9_]+) = \(tl", source, re.MULTILINE)
+    listed = [name.lower() for line in columns for name in line.split(", ")]
+    count = len(Scalars._fields)
+    assert tuple(listed[:count]) == Scalars._fields
+    header = (ROOT / "csrc" / "step" / "slice.h").read_text()
+    arrays = re.search(r"^((?:[A-Z_]+_AT, )+[A-Z_]+_AT) = \(", source, re.MULTILINE)[1].lower().split(", ")
+    assert [name.removesuffix("_at") for name in arrays] == re.findall(r"void\* (\w+);", header)
+
+
+def test_the_update_is_written_in_its_room_in_its_mirror_and_in_the_truth_only() -> None:
     algebra = re.compile(r"beta2 \* .*exp_avg_sq")
-    sources = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cpp"), *CORE]
+    sources = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cpp"), *CORE, *MIRROR]
     found = {path.relative_to(ROOT).as_posix() for path in sources if algebra.search(path.read_text())}
-    assert found == {"csrc/step/adamw.h", "grokfused/reference.py"}
+    assert found == {"csrc/step/adamw.h", "grokfused/reference.py", "triton_kernels/adamw.py"}
 
 
 def test_the_extension_uses_the_stable_abi_alone() -> None:

@@ -111,7 +111,7 @@ def bad_options() -> list[Bad]:
         "grad_filter": "('ema', 'none')",
         "grad_ema_init": "('first', 'zero')",
         "state_rounding": "('stochastic', 'nearest')",
-        "backend": "('auto', 'native', 'reference')",
+        "backend": "('auto', 'native', 'triton', 'reference')",
     }
     for name, allowed in choices.items():
         for value in ("EMA", "", None, 1, ["ema"]):

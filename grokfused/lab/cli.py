@@ -30,7 +30,7 @@ app = typer.Typer(
 )
 console = Console()
 OptimizerName = Literal["grokadam", "grokadamw", "adam", "adamw"]
-BackendName = Literal["auto", "native", "reference"]
+BackendName = Literal["auto", "native", "triton", "reference"]
 CHECKPOINT_EVERY = 5  # evaluations
 
 

@@ -1,0 +1,79 @@
+"""The Triton mirror without a GPU: interpreted it equals the reference, compiled it is what it should be."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_cuda_kernel import tool
+
+from grokfused import BackendUnavailable, GrokAdamW, backends
+
+triton = pytest.importorskip("triton")
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from grokfused.triton_kernels import kernel  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_interpreted_kernel_equals_the_reference_bit_for_bit() -> None:
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+    shown = subprocess.run(
+        [sys.executable, "tests/triton_in_the_interpreter.py"],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads(shown.stdout.splitlines()[-1]) == {"cases": 72, "wrong": {}}
+
+
+def test_a_cpu_tensor_is_refused_by_name_and_auto_moves_on() -> None:
+    param = torch.ones(3, requires_grad=True)
+    param.grad = torch.ones(3)
+    with pytest.raises(BackendUnavailable, match="TRITON_INTERPRET=1"):
+        GrokAdamW([param], backend="triton").step()
+    assert torch.equal(param, torch.ones(3))
+    assert backends.choose("auto", backends.Kind("cpu", True)) == "native"
+
+
+POINTERS = {"slices": "*i64", "tensors": "*i32", "first_chunks": "*i32", "rows": "*i32"}
+POINTERS |= dict.fromkeys(("scalars", "steps", "grad_scale", "found_inf"), "*fp32")
+POLICIES = {
+    "float32": {"PARAM": 0, "STATE": 0, "STOCHASTIC": False, "COUPLED": False, "AMSGRAD": False},
+    "bfloat16 states": {"PARAM": 0, "STATE": 1, "STOCHASTIC": True, "COUPLED": True, "AMSGRAD": True},
+    "bfloat16": {"PARAM": 1, "STATE": 0, "STOCHASTIC": False, "COUPLED": True, "AMSGRAD": True},
+    "float16": {"PARAM": 2, "STATE": 1, "STOCHASTIC": False, "COUPLED": False, "AMSGRAD": False},
+}
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100], ids="sm_{}".format)
+@pytest.mark.parametrize("policies", POLICIES.values(), ids=POLICIES.keys())
+def test_the_kernel_compiles_to_wide_accesses_and_single_roundings(policies, capability, tmp_path) -> None:
+    flags = dict.fromkeys(("HAS_SCALE", "HAS_FOUND_INF", "STEPS_HERE", "EMA"), True)
+    constants = {**flags, **policies, "CHUNK": kernel.CHUNK}
+    signature = {**POINTERS, "seed": "i64", **dict.fromkeys(constants, "constexpr")}
+    compiled = triton.compile(
+        ASTSource(fn=kernel.adamw_kernel, signature=signature, constexprs=constants),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": kernel.WARPS, "enable_fp_fusion": False},
+    )
+    instructions = set(
+        re.findall(r"^\s+(?:@!?%p\d+ )?([a-z]+[.][a-z0-9._]+)", compiled.asm["ptx"], re.MULTILINE)
+    )
+    assert {"div.rn.f32", "sqrt.rn.f32"} <= instructions
+    assert {name for name in instructions if re.search(r"fma|mad.*f32|approx|ftz", name)} == set()
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    code = subprocess.run([tool("nvdisasm"), "-c", cubin], capture_output=True, text=True, check=True).stdout
+    arrays = 5 + policies["AMSGRAD"]
+    assert len(re.findall(r"\bLDG\.E(?:\.\w+)*\.128", code)) >= arrays
+    assert len(re.findall(r"\bSTG\.E(?:\.\w+)*\.128", code)) >= arrays - 1
+    assert not re.findall(r"\b(?:LDL|STL)\b", code), "registers are spilled to local memory"

@@ -1,0 +1,53 @@
+"""Run with TRITON_INTERPRET=1: prints, as JSON, what in the agreement grid differs from the reference.
+
+A process of its own, because Triton decides at import whether it compiles or interprets.
+"""
+
+import json
+import warnings
+
+import torch
+from stepping import OPTIONS, values
+
+from grokfused import GrokAdamW
+from grokfused.lab.agreement import cases, differing_bits, disagreements, run
+
+SPECIAL = [0.0, -0.0, 1e-45, 1.1754944e-38, 2.98e-08, 6.1e-05, 65504.0, 65520.0, 3.3895314e38, 1.00390625]
+SPECIAL += [float("inf"), float("-inf"), float("nan")]
+
+
+def special_values(backend: str, dtype: torch.dtype, rounding: str) -> dict[str, torch.Tensor]:
+    """Returns parameters and states after three steps on every pair of special values."""
+    grid = torch.tensor(SPECIAL)
+    start, grads = torch.cartesian_prod(grid, grid).to(dtype).unbind(1)
+    param = start.clone().requires_grad_()
+    rest = {"state_dtype": torch.bfloat16, "state_rounding": rounding, "amsgrad": True}
+    optimizer = GrokAdamW([param], **OPTIONS, **rest, backend=backend)
+    for factor in (1.0, -0.5, 3.0):
+        param.grad = (grads.float() * factor).to(dtype)  # elsewhere each time: the table is made anew
+        optimizer.step()
+    return values(optimizer)
+
+
+def main() -> None:
+    """Prints the number of cases and those that differ."""
+    warnings.filterwarnings("ignore", "overflow encountered")  # numpy's, for unsigned scalars that wrap
+    grid = list(cases())
+    wrong = {}
+    for case in grid:
+        # Three steps: the first, another, and one that overflows under a loss scale.
+        differing = disagreements(run("triton", case, steps=3), run("reference", case, steps=3))
+        if differing:
+            wrong[str(case)] = differing
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for rounding in ("nearest", "stochastic"):
+            truth = special_values("reference", dtype, rounding)
+            found = special_values("triton", dtype, rounding)
+            counts = {name: n for name in truth if (n := differing_bits(found[name], truth[name]))}
+            if counts:
+                wrong[f"special {dtype} {rounding}"] = counts
+    print(json.dumps({"cases": len(grid), "wrong": wrong}))
+
+
+if __name__ == "__main__":
+    main()

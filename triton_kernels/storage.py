@@ -1,0 +1,92 @@
+"""Which type an array has in memory, how values go in and come out: csrc/step/storage.h, rounding.h.
+
+The rounding to bfloat16 is written out in integers, as there: Triton's interpreter would truncate.
+"""
+
+import triton
+import triton.language as tl
+
+FLOAT32, BFLOAT16, FLOAT16 = (tl.constexpr(code) for code in range(3))
+
+
+@triton.jit
+def _pointer(address, STORAGE: tl.constexpr):
+    if STORAGE == FLOAT32:
+        pointer = address.to(tl.pointer_type(tl.float32))
+    elif STORAGE == FLOAT16:
+        pointer = address.to(tl.pointer_type(tl.float16))
+    else:
+        pointer = address.to(tl.pointer_type(tl.uint16))
+    return pointer
+
+
+@triton.jit
+def pointers(address, i, STORAGE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Where the elements i of an array are."""
+    pointer = _pointer(address, STORAGE)
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer + i
+
+
+@triton.jit
+def load(pointers, mask, STORAGE: tl.constexpr, WHOLE: tl.constexpr):
+    if WHOLE:
+        stored = tl.load(pointers)
+    else:
+        stored = tl.load(pointers, mask=mask, other=0)
+    if STORAGE == BFLOAT16:
+        value = (stored.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        value = stored.to(tl.float32)
+    return value
+
+
+@triton.jit
+def _bits_to_round(value):
+    bits = value.to(tl.uint32, bitcast=True)
+    return tl.where(value != value, (bits & 0x80000000) | 0x7FC00000, bits)
+
+
+@triton.jit
+def store(
+    pointers, value, random_bits, mask, STORAGE: tl.constexpr, STOCHASTIC: tl.constexpr, WHOLE: tl.constexpr
+):
+    if STORAGE == BFLOAT16:
+        bits = _bits_to_round(value)
+        if STOCHASTIC:
+            bits = bits + random_bits
+        else:
+            bits = bits + (0x7FFF + ((bits >> 16) & 1))  # ties go to the even neighbour
+        stored = (bits >> 16).to(tl.uint16)
+    elif STORAGE == FLOAT16:
+        stored = value.to(tl.float16)
+    else:
+        stored = value
+    if WHOLE:
+        tl.store(pointers, stored)
+    else:
+        tl.store(pointers, stored, mask=mask)
+
+
+@triton.jit
+def _uint32(number: tl.constexpr):
+    return tl.full([], number, tl.uint32)
+
+
+@triton.jit
+def scramble(bits):
+    bits = (bits ^ (bits >> 16)) * _uint32(0x7FEB352D)
+    bits = (bits ^ (bits >> 15)) * _uint32(0x846CA68B)
+    return bits ^ (bits >> 16)
+
+
+@triton.jit
+def random_key(seed, step):
+    return scramble(scramble(seed) ^ step)
+
+
+@triton.jit
+def random_bits(key, i):
+    bits = (key ^ i) * _uint32(0x2C1B3C6D)
+    return ((bits ^ (bits >> 16)) * _uint32(0x297A2D39)) >> 16
