@@ -44,6 +44,16 @@ def test_a_cpu_tensor_is_refused_by_name_and_auto_moves_on() -> None:
     assert backends.choose("auto", backends.Kind("cpu", True)) == "native"
 
 
+def test_the_op_has_the_signature_of_the_native_one() -> None:
+    import grokfused.ops  # noqa: F401  (registers the native op)
+
+    native, mirror = (
+        str(op.default._schema).split("(", 1)[1]
+        for op in (torch.ops.grokfused.adamw_step_, torch.ops.grokfused.adamw_step_triton_)
+    )
+    assert mirror == native
+
+
 POINTERS = {"slices": "*i64", "tensors": "*i32", "first_chunks": "*i32", "rows": "*i32"}
 POINTERS |= dict.fromkeys(("scalars", "steps", "grad_scale", "found_inf"), "*fp32")
 POLICIES = {

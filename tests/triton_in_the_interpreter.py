@@ -29,6 +29,32 @@ def special_values(backend: str, dtype: torch.dtype, rounding: str) -> dict[str,
     return values(optimizer)
 
 
+def checked_op() -> dict[str, str]:
+    """Returns what torch.library.opcheck says of the op, with and without a loss scale."""
+    import grokfused.triton_kernels  # noqa: F401  (registers the op)
+
+    verdicts = {}
+    options = {
+        "grad_filter": "ema",
+        "decay": "coupled",
+        "amsgrad": True,
+        "state_rounding": "nearest",
+        "seed": 3,
+    }
+    for scaled in (False, True):
+        arrays = [[torch.ones(5), torch.ones(2, 3)] for _ in range(6)]
+        scale = {"grad_scale": torch.tensor(2.0), "found_inf": torch.tensor(0.0)} if scaled else {}
+        found = torch.library.opcheck(
+            torch.ops.grokfused.adamw_step_triton_.default,
+            (*arrays, torch.zeros(2), torch.full((1, 13), 0.5), [0, 0]),
+            {**options, **scale},
+            test_utils=("test_schema", "test_faketensor"),
+            raise_exception=False,
+        )
+        verdicts |= {f"{name}, scaled={scaled}": how for name, how in found.items()}
+    return verdicts
+
+
 def main() -> None:
     """Prints the number of cases and those that differ."""
     warnings.filterwarnings("ignore", "overflow encountered")  # numpy's, for unsigned scalars that wrap
@@ -46,6 +72,7 @@ def main() -> None:
             counts = {name: n for name in truth if (n := differing_bits(found[name], truth[name]))}
             if counts:
                 wrong[f"special {dtype} {rounding}"] = counts
+    wrong |= {f"op {name}": how for name, how in checked_op().items() if how != "SUCCESS"}
     print(json.dumps({"cases": len(grid), "wrong": wrong}))
 
 

@@ -252,7 +252,27 @@ class Stepper:
             steps.copy_(scalars[list(rows), 0])
 
 
-def adamw_step_(params: Sequence[Tensor], *arguments: Any, **options: Any) -> None:
-    """Updates params, states and step counters in place; arguments as ``grokfused.reference.adamw_step_``."""
+# The signature of the native op (csrc/op.cpp), so that torch.compile sees what is read and written.
+SCHEMA = (
+    "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+    "Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] grad_emas, Tensor(f!) steps, Tensor scalars, int[] rows, *, "
+    "str grad_filter, str decay, bool amsgrad, str state_rounding, int seed, Tensor? grad_scale=None, "
+    "Tensor? found_inf=None) -> ()"
+)
+
+
+def _adamw_step_triton(params: Sequence[Tensor], *arguments: Any, **options: Any) -> None:
     if params:
         Stepper()(params, *arguments, **options)
+
+
+# Not torch.library.custom_op, which takes no tensor by keyword only.
+_library = torch.library.Library("grokfused", "FRAGMENT")
+_library.define("adamw_step_triton_" + SCHEMA)
+_library.impl("adamw_step_triton_", _adamw_step_triton, "CompositeExplicitAutograd")
+torch.library.register_fake("grokfused::adamw_step_triton_", lambda *arguments, **options: None)
+
+
+def adamw_step_(*arguments: Any, **options: Any) -> None:
+    """Updates params, states and step counters in place; arguments as ``grokfused.reference.adamw_step_``."""
+    torch.ops.grokfused.adamw_step_triton_.default(*arguments, **options)
