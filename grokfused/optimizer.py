@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
-from grokfused.buckets import Bucket
+from grokfused.buckets import Bucket, LossScale
 from grokfused.checkpoint import owned_state, saved_states
 from grokfused.options import check_options, refuse_misspelt
 from grokfused.plan import Arrays, Plan
@@ -160,11 +160,20 @@ class GrokAdam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        given = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
-        loss_scale = {name: number for name, number in given.items() if number is not None}
+        loss_scale = self._loss_scale()
         for bucket, arrays, scalars in self._ready(bool(loss_scale)):
             bucket.step_(arrays, scalars, loss_scale)
         return loss
+
+    def _loss_scale(self) -> LossScale:
+        """Returns what torch.amp.GradScaler has set for this step, checked."""
+        given = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
+        for name, number in given.items():
+            if number is not None and not (isinstance(number, Tensor) and number.numel() == 1):
+                raise TypeError(
+                    f"{name} must be a tensor of one number, as torch.amp.GradScaler sets it, got {number!r}"
+                )
+        return {name: number for name, number in given.items() if number is not None}
 
     def _ready(self, loss_scaled: bool) -> list[tuple[Bucket, Arrays, Tensor]]:
         """Returns the buckets with their tensors and scalars: all is checked, and nothing has changed yet."""

@@ -118,6 +118,19 @@ def test_the_scaler_leaves_nothing_behind(backend) -> None:
     assert set(optimizer.state_dict()) == {"state", "param_groups"}
 
 
+@pytest.mark.parametrize("name", ["grad_scale", "found_inf"])
+@pytest.mark.parametrize("number", [4.0, torch.ones(2), "1"], ids=str)
+def test_what_is_no_tensor_of_one_number_is_refused_by_name(name, number) -> None:
+    param = torch.ones(3, requires_grad=True)
+    param.grad = torch.ones(3)
+    optimizer = GrokAdamW([param], **OPTIONS)
+    setattr(optimizer, name, number)
+    with pytest.raises(TypeError, match=f"{name} must be a tensor of one number"):
+        optimizer.step()
+    assert torch.equal(param, torch.ones(3))
+    assert not optimizer.state
+
+
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.87, 0.993), (0.9, 0.98), (0.0, 0.5)], ids=str)
 def test_the_device_derives_the_numbers_of_the_host(betas) -> None:
     count = 3000
