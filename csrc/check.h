@@ -23,6 +23,7 @@ inline const char* dtype_name(int32_t dtype) {
   if (dtype == aoti_torch_dtype_float32()) return "float32";
   if (dtype == aoti_torch_dtype_bfloat16()) return "bfloat16";
   if (dtype == aoti_torch_dtype_float16()) return "float16";
+  if (dtype == aoti_torch_dtype_int32()) return "int32";
   return torch::headeronly::toString(
       torch::stable::detail::to<ScalarType>(torch::stable::detail::from(dtype)));
 }
@@ -75,6 +76,24 @@ inline void check_tensor(const StepArguments& in, size_t t, int32_t param_dtype,
   if (!in.grad_emas.empty()) check_like_param("grad_emas", in.grad_emas, place, t, state_dtype);
 }
 
+// The modes say what the masks leave out; a tensor without a mask has one of no words.
+inline void check_masks(const StepArguments& in) {
+  check_length("masks", in.masks, in.params.size(), !in.masks.empty());
+  if (in.mask_modes.size() != in.masks.size())
+    fail("mask_modes must hold one integer per mask, got ", in.mask_modes.size(), " for ", in.masks.size());
+  for (const int64_t mode : in.mask_modes) checked_mask_mode(mode);
+  for (size_t t = 0; t < in.masks.size(); ++t) {
+    const Tensor& mask = in.masks[t];
+    const int64_t words = mask_words(in.params[t].numel());
+    if (mask.dtype() != aoti_torch_dtype_int32() || !mask.is_contiguous() || mask.dim() != 1 ||
+        (mask.numel() != 0 && mask.numel() != words))
+      fail("masks[", t, "] must be contiguous int32 words, [", words, "] for params[", t, "] or [0], got ",
+           dtype_name(mask.dtype()), " ", text(mask.sizes()));
+    if (mask.device() != in.params[t].device())
+      fail("masks[", t, "] must be on the device of params[", t, "]");
+  }
+}
+
 using Device = std::pair<int32_t, int32_t>;  // type, index
 
 inline void check_numbers(const char* name, const Tensor& tensor, const Device& device, bool right_shape,
@@ -114,6 +133,10 @@ inline Slice slice_of(const StepArguments& in, size_t t) {
   if (!in.max_exp_avg_sqs.empty()) slice.max_exp_avg_sq = in.max_exp_avg_sqs[t].mutable_data();
   if (!in.grad_emas.empty()) slice.grad_ema = in.grad_emas[t].mutable_data();
   slice.size = in.params[t].numel();
+  if (!in.masks.empty() && in.masks[t].numel() != 0) {
+    slice.mask = static_cast<const uint32_t*>(in.masks[t].const_data());
+    slice.mask_mode = checked_mask_mode(in.mask_modes[t]);
+  }
   return slice;
 }
 
@@ -138,6 +161,7 @@ inline CheckedStep checked_step(const StepArguments& in) {
   check_length("exp_avg_sqs", in.exp_avg_sqs, count, true);
   check_length("max_exp_avg_sqs", in.max_exp_avg_sqs, count, in.amsgrad);
   check_length("grad_emas", in.grad_emas, count, in.grad_filter != "none");
+  check_masks(in);
   check_scalars(in);
   if (count == 0) return {};
   const int32_t param_dtype = in.params[0].dtype(), state_dtype = in.exp_avgs[0].dtype();

@@ -46,16 +46,24 @@ class Known {
 
 class Launch {
  public:
-  // params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_emas; those not used are empty lists.
+  // params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_emas, masks; those not used are empty lists.
   using Arrays = std::vector<pybind11::list>;
 
-  Launch(TensorReader read, Kernel kernel, const Arrays& arrays, int64_t seed)
+  Launch(TensorReader read, Kernel kernel, const Arrays& arrays, const std::vector<int64_t>& mask_modes,
+         int64_t seed)
       : read_(read), kernel_(kernel) {
     if (arrays.size() != kArrays) fail("a launch takes ", kArrays, " lists of tensors, got ", arrays.size());
     for (const pybind11::list& array : arrays) known_.push_back(all_known(array));
+    if (mask_modes.size() != known_[kMasks].size())
+      fail("a launch of ", known_[kMasks].size(), " masks got ", mask_modes.size(), " modes");
     for (size_t t = 0; t < known_[0].size(); ++t) {
       const auto at = [&](size_t k) { return known_[k].empty() ? nullptr : known_[k].at(t).address(); };
-      work_.slices.push_back(Slice{at(0), nullptr, at(1), at(2), at(3), at(4), known_[0][t].size(), 0, 0});
+      Slice slice{at(0), nullptr, at(1), at(2), at(3), at(4), nullptr, known_[0][t].size(), 0, 0, {}};
+      if (!mask_modes.empty() && known_[kMasks].at(t).size() != 0) {
+        slice.mask = static_cast<const uint32_t*>(at(kMasks));
+        slice.mask_mode = checked_mask_mode(mask_modes[t]);
+      }
+      work_.slices.push_back(slice);
       work_.device_index = known_[0][t].device_index();
     }
     work_.seed = static_cast<uint32_t>(seed);
@@ -93,7 +101,7 @@ class Launch {
   }
 
  private:
-  static constexpr size_t kArrays = 5;
+  static constexpr size_t kArrays = 6, kMasks = 5;
 
   std::vector<Known> all_known(const pybind11::list& array) {
     std::vector<Known> found;

@@ -27,6 +27,11 @@ struct Work {
   uint32_t seed = 0;
 };
 
+inline MaskMode checked_mask_mode(int64_t mode) {
+  if (mode != 0 && mode != 1) fail("mask_modes must be 0 (zero) or 1 (freeze), got ", mode);
+  return static_cast<MaskMode>(mode);
+}
+
 using Kernel = void (*)(const Work&);
 using ChooseKernel = Kernel (*)(const Policies&);
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from grokfused import backends
 from grokfused.device_scalars import DeviceScalars
 from grokfused.grad_filter import FILTERS, first_ema_step, note_start
+from grokfused.mask import MODES, check_packed, fitting
 from grokfused.scalars import scalar_table, step_scalars
 from grokfused.storage import STATE_DTYPES, is_dense, same_order, state_like
 
@@ -46,6 +47,8 @@ def _used_arrays(grad_filter: str, amsgrad: bool) -> tuple[str, ...]:
 def prepare_state(param: Tensor, state: State, group: Group) -> None:
     """Creates the states a parameter lacks, and brings those of another memory order into its own."""
     state.setdefault("step", torch.zeros(()))
+    if "mask" in state:
+        state["mask"] = fitting(state["mask"], param)
     dtype = STATE_DTYPES[group["state_dtype"]]
     if "exp_avg" in state:
         dtype = state["exp_avg"].dtype
@@ -69,6 +72,8 @@ def check_state(param: Tensor, state: Mapping[str, Any], name: str) -> None:
         for key in ("step", "exp_avg", "exp_avg_sq"):
             if key not in state:
                 raise RuntimeError(f"the state of {name} has lost {key!r}: restore it, or clear the state")
+    if "mask" in state:
+        check_packed(state["mask"], param, name)
     for key in (key for key in STATE_ARRAYS if key in state):
         value = state[key]
         for what in ("shape", "device"):
@@ -137,12 +142,23 @@ class Bucket:
         """
         counts = [float(state["step"]) for state in self.states]
         self.steps = torch.tensor(counts, device=self.device)
+        self._collect_masks()
         self.step_views = list(self.steps.unbind())
         for state, view in zip(self.states, self.step_views, strict=True):
             state["step"] = view
         if self.numbers_on_device:
             self.rows = list(range(len(self.states)))
             self.device_scalars = DeviceScalars(self.groups, self.group_numbers, self.ema_starts, self.device)
+
+    def _collect_masks(self) -> None:
+        """Lists the packed masks for the op: none, or one per parameter, of no words where it has none."""
+        packed = [state.get("mask") for state in self.states]
+        self.masks: list[Tensor] = []
+        self.keywords["mask_modes"] = []
+        if any(packed):
+            none = torch.empty(0, dtype=torch.int32, device=self.params[0].device)
+            self.masks = [mask.words if mask else none for mask in packed]
+            self.keywords["mask_modes"] = [MODES.index(mask.mode) if mask else 0 for mask in packed]
 
     def owns_steps(self) -> bool:
         """True while no one has put another tensor in the place of a step counter."""
@@ -168,7 +184,7 @@ class Bucket:
         )
 
     def arrays(self, grads: list[Tensor]) -> list[list[Tensor]]:
-        """Returns params, grads and states for the backend; ``grads``: of all parameters that have one."""
+        """Returns params, grads, states and masks for the backend; ``grads``: of all that have one."""
         if len(grads) != len(self.indices):
             grads = [grads[index] for index in self.indices]
         states = self.states
@@ -176,6 +192,7 @@ class Bucket:
             self.params,
             grads,
             *([state[name] for state in states] if used else [] for name, used in self.uses),
+            self.masks,
         ]
 
     def step_(self, arrays: list[list[Tensor]], scalars: Tensor, loss_scale: LossScale) -> None:

@@ -1,4 +1,6 @@
-"""Loading: states keep their dtype and memory order, and a state dict of another model is refused."""
+"""Saving and loading: states keep their dtype and memory order, masks are bool tensors, and a state dict of
+another model is refused.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,24 @@ import torch
 from torch import Tensor
 
 from grokfused.buckets import STATE_ARRAYS
+from grokfused.mask import check_mask, check_mode, pack, unpack, zero_left_out
 from grokfused.storage import STATE_DTYPES, state_dtype_name, state_like
+
+MASK = {"mask", "mask_mode"}  # of a saved state
+
+
+def with_bool_masks(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Returns the state dict with each packed mask as a bool tensor ``mask`` and its ``mask_mode``.
+
+    So a checkpoint can be read, cut and merged like any other state of the parameter's shape.
+    """
+    states = {
+        key: {**state, "mask": unpack(state["mask"]), "mask_mode": state["mask"].mode}
+        if "mask" in state
+        else state
+        for key, state in state_dict["state"].items()
+    }
+    return {**state_dict, "state": states}
 
 
 def saved_states(
@@ -46,8 +65,14 @@ def saved_states(
 
 
 def _check_state(param: Tensor, state: Mapping[str, Any], dtype: torch.dtype, name: str) -> None:
+    if MASK & set(state):
+        try:
+            check_mode(state.get("mask_mode"))
+            check_mask(state.get("mask"), param, f"{name}'s parameter", any_device=True)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
     missing = {"step", "exp_avg", "exp_avg_sq"} - set(state)
-    if missing:
+    if missing and not set(state) <= MASK:
         raise ValueError(f"{name} lacks {sorted(missing)}: it is not the state of an Adam or AdamW")
     for key in STATE_ARRAYS:
         if key not in state:
@@ -71,6 +96,13 @@ def owned_state(param: Tensor, dtype: torch.dtype, saved: Mapping[str, Any]) -> 
     for key in STATE_ARRAYS:
         if key in state:
             state[key] = state_like(param, dtype, state[key])
+    if "mask" in state:
+        mask, mode = state["mask"].to(param.device), state.pop("mask_mode")
+        state["mask"] = pack(mask, param, mode)
+        if mode == "zero":
+            zero_left_out(mask, [state[key] for key in STATE_ARRAYS if key in state])
+    if "step" not in state:
+        return state
     step = torch.as_tensor(state["step"], dtype=torch.float32).reshape(())
     state["step"] = step.detach().cpu().clone()
     return state

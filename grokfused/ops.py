@@ -48,6 +48,7 @@ def adamw_step_(
     exp_avg_sqs: list[Tensor],
     max_exp_avg_sqs: list[Tensor],
     grad_emas: list[Tensor],
+    masks: list[Tensor],
     steps: Tensor,
     scalars: Tensor,
     rows: list[int],
@@ -65,6 +66,7 @@ def adamw_step_(
         exp_avg_sqs,
         max_exp_avg_sqs,
         grad_emas,
+        masks,
         steps,
         scalars,
         rows,
@@ -105,6 +107,7 @@ class Stepper:
         exp_avg_sqs: list[Tensor],
         max_exp_avg_sqs: list[Tensor],
         grad_emas: list[Tensor],
+        masks: list[Tensor],
         steps: Tensor,
         scalars: Tensor,
         rows: list[int],
@@ -125,7 +128,7 @@ class Stepper:
             torch.autograd.graph.increment_version(params)
             return
         self.launch = None
-        states = (exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_emas)
+        states = (exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_emas, masks)
         every_option = {**options, "grad_scale": grad_scale, "found_inf": found_inf}
         adamw_step_(params, grads, *states, steps, scalars, rows, **every_option)
         kept, device = (params, *states), params[0].device.type

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
-from grokfused.buckets import Bucket, LossScale
-from grokfused.checkpoint import owned_state, saved_states
+from grokfused.buckets import STATE_ARRAYS, Bucket, LossScale
+from grokfused.checkpoint import owned_state, saved_states, with_bool_masks
+from grokfused.mask import check_mask, check_mode, pack, unpack, zero_left_out
 from grokfused.options import check_options, refuse_misspelt
-from grokfused.plan import Arrays, Plan
-from grokfused.storage import check_param, state_dtype_name
+from grokfused.plan import Arrays, Plan, param_names
+from grokfused.storage import check_has_values, check_param, state_dtype_name
 
 
 class GrokAdam(Optimizer):
@@ -64,7 +65,8 @@ class GrokAdam(Optimizer):
     nothing, the step count included; the host does not wait to learn of it.
 
     State per parameter: ``step`` [] float32; ``exp_avg``, ``exp_avg_sq``, ``grad_ema`` (with the filter) and
-    ``max_exp_avg_sq`` (with amsgrad), each of the parameter's shape and in its memory order.
+    ``max_exp_avg_sq`` (with amsgrad), each of the parameter's shape and in its memory order; ``mask`` (where
+    one is set, ``set_masks``), a bit per element.
 
     Raises:
         ValueError, TypeError: An option is out of its range or of the wrong type, or a parameter cannot
@@ -190,6 +192,80 @@ class GrokAdam(Optimizer):
             self._plan = plan = Plan(self.param_groups, self.state, params, self.decay, loss_scaled)
             arrays = plan.arrays(found) or []
         return [(*ready, ready[0].scalars()) for ready in zip(plan.buckets, arrays, strict=True)]
+
+    def set_mask(self, param: Tensor | str, mask: Tensor, mode: str = "zero") -> None:
+        """Puts a parameter under a sparsity mask from now on; see ``set_masks``."""
+        self.set_masks({param: mask}, mode)
+
+    def set_masks(self, masks: Mapping[Any, Tensor], mode: str = "zero") -> None:
+        """Puts parameters under sparsity masks, at any time in training; a mask that was there is replaced.
+
+        Args:
+            masks: Parameter, or its name where the optimizer was given named parameters -> bool tensor of
+                the parameter's shape and on its device, True where an element is kept.
+            mode: "zero": parameter and states are exactly 0 where the mask is False, at once and after every
+                step, whatever the gradient there. "freeze": they are not touched there, bit for bit.
+                (default: "zero")
+
+        Raises:
+            TypeError, ValueError: A mask does not fit, its parameter is not the optimizer's, or there is no
+                such mode; the message names it. Nothing was changed.
+        """
+        check_mode(mode)
+        found = {}
+        for key, mask in masks.items():
+            param, name = self._owned(key)
+            check_has_values(param, name)
+            check_mask(mask, param, name)
+            found[param] = mask
+        self._plan = None
+        for param, mask in found.items():
+            state = self.state[param]
+            state["mask"] = pack(mask, param, mode)
+            if mode == "zero":
+                zero_left_out(mask, [param, *(state[key] for key in STATE_ARRAYS if key in state)])
+
+    def masks(self) -> dict[Tensor, Tensor]:
+        """Returns the masks: parameter -> bool tensor of its shape, True where an element is kept."""
+        return {param: unpack(state["mask"]) for param, state in self.state.items() if "mask" in state}
+
+    def remove_mask(self, param: Tensor | str) -> None:
+        """Lets all elements of a parameter take the step again, from the values and states they have.
+
+        Raises:
+            ValueError: The parameter is not the optimizer's, or has no mask.
+        """
+        owned, name = self._owned(param)
+        if "mask" not in self.state.get(owned, {}):
+            raise ValueError(f"{name} has no mask")
+        self._plan = None
+        del self.state[owned]["mask"]
+
+    def _owned(self, key: object) -> tuple[Tensor, str]:
+        """Returns the parameter that is meant, and how messages call it."""
+        names = param_names(self.param_groups)
+        if isinstance(key, str):
+            for group in self.param_groups:
+                if key in group.get("param_names", ()):
+                    param = group["params"][group["param_names"].index(key)]
+                    return param, names[param]
+            raise ValueError(
+                f"no parameter of this optimizer is called {key!r}: make it with model.named_parameters(), "
+                "or give the parameter itself"
+            )
+        if not isinstance(key, Tensor) or key not in names:
+            shown = f"one of shape {list(key.shape)}" if isinstance(key, Tensor) else repr(key)
+            raise ValueError(f"a mask must be for a parameter of this optimizer, got {shown}")
+        return key, names[key]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state as torch.optim does; a mask is a bool tensor of its parameter's shape."""
+        # A hook, so that those of others see what is saved.
+        hook = self.register_state_dict_post_hook(lambda _, found: with_bool_masks(found), prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            hook.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict; states keep the dtype they were saved in and get memory of their own.

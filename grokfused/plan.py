@@ -37,7 +37,7 @@ def _options(groups: Groups) -> list[tuple[Any, ...]]:
     ]
 
 
-def _names(groups: Groups) -> dict[Tensor, str]:
+def param_names(groups: Groups) -> dict[Tensor, str]:
     """Returns how messages call each parameter."""
     return {
         param: f"parameter {name!r} of group {number} (shape {list(param.shape)})"
@@ -84,7 +84,7 @@ class Plan:
         for group in groups:
             check_options(group)
         owners = {param: group for group in groups for param in group["params"]}
-        every_name = _names(groups)
+        every_name = param_names(groups)
         self.names = [every_name[param] for param in stepped]
         for param, name in zip(stepped, self.names, strict=True):
             check_param(param, name)

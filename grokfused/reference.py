@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 _UINT32 = 0xFFFFFFFF
+LANES = 32  # elements to a word of a mask
 
 
 class Scalars(NamedTuple):
@@ -157,9 +158,32 @@ def round_to(values: Tensor, dtype: torch.dtype, bits: Tensor | None = None) -> 
     return round_stochastically(values, bits)
 
 
+def kept_elements(words: Tensor, count: int) -> Tensor:
+    """Returns the bits of a packed mask (int32 words; the lowest bit first) as bool [count]."""
+    bits = words.view(torch.uint8)[:, None] >> torch.arange(8, dtype=torch.uint8, device=words.device)
+    return (bits & 1).bool().view(-1)[:count]
+
+
+def masked(new: Tensor, before: Tensor, kept: Tensor, mode: str) -> Tensor:
+    """Returns what is written: by selection, because no multiplication takes a NaN away.
+
+    Args:
+        new: [n], what the step made of an array.
+        before: [n], the array before the step.
+        kept: bool [n], the mask: True where an element takes the step.
+        mode: "zero": the others are 0; "freeze": they stay as they were, bit for bit.
+    """
+    return torch.where(kept, new, torch.zeros_like(before) if mode == "zero" else before)
+
+
+def memory_order(tensor: Tensor) -> list[int]:
+    """Returns the dimensions of a tensor, the one that moves furthest through memory first."""
+    return sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+
+
 def in_memory_order(tensor: Tensor, like: Tensor) -> Tensor:
     """Returns a view whose C order is the order in which ``like`` lies in memory."""
-    return tensor.permute(sorted(range(like.dim()), key=like.stride, reverse=True))
+    return tensor.permute(memory_order(like))
 
 
 @torch.no_grad()
@@ -170,6 +194,7 @@ def adamw_step_(
     exp_avg_sqs: Sequence[Tensor],
     max_exp_avg_sqs: Sequence[Tensor],
     grad_emas: Sequence[Tensor],
+    masks: Sequence[Tensor],
     steps: Tensor,
     scalars: Tensor,
     rows: Sequence[int],
@@ -179,6 +204,7 @@ def adamw_step_(
     amsgrad: bool,
     state_rounding: str,
     seed: int,
+    mask_modes: Sequence[int] = (),
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
 ) -> None:
@@ -191,6 +217,8 @@ def adamw_step_(
         exp_avg_sqs: The same.
         max_exp_avg_sqs: The same, or empty without ``amsgrad``.
         grad_emas: The same, or empty when ``grad_filter`` is "none".
+        masks: int32 [words], a bit per element in memory order (``kept_elements``), or [0] for a parameter
+            without a mask; empty when no parameter has one.
         steps: float32 [tensors], each becoming its row's ``step``.
         scalars: float32 [rows, fields of ``Scalars``].
         rows: The row of ``scalars`` for each tensor.
@@ -199,6 +227,7 @@ def adamw_step_(
         amsgrad: Whether the denominator is the largest second moment so far.
         state_rounding: "nearest" or "stochastic"; how bfloat16 states are rounded.
         seed: Picks the random bits, together with step and element index.
+        mask_modes: For each mask 0 ("zero") or 1 ("freeze"); see ``masked``. (default: none)
         grad_scale: float32, one element: divides the gradients. (default: None, by 1)
         found_inf: float32, one element: where it is not 0, nothing changes. (default: None, 0)
     """
@@ -217,8 +246,13 @@ def adamw_step_(
         bits = None
         if state_rounding == "stochastic":
             bits = random_bits(params[t].numel(), random_key(seed, numbers.step))
+        kept = kept_elements(masks[t], params[t].numel()).cpu() if masks and masks[t].numel() else None
         for name, view in ordered.items():
-            if name != "grad":
-                drawn = None if name == "param" else bits
-                view.copy_(round_to(new[name], view.dtype, drawn).view(view.shape))
+            if name == "grad":
+                continue
+            rounded = round_to(new[name], view.dtype, None if name == "param" else bits)
+            if kept is not None:
+                mode = ("zero", "freeze")[mask_modes[t]]
+                rounded = masked(rounded, view.reshape(-1).cpu(), kept, mode)
+            view.copy_(rounded.view(view.shape))
         steps[t] = numbers.step

@@ -15,5 +15,6 @@ def values(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     for index, param in enumerate(params):
         found[f"{index} param"] = param.detach().clone()
         for key, state in optimizer.state.get(param, {}).items():
-            found[f"{index} {key}"] = torch.as_tensor(state).clone()
+            value = state.words if key == "mask" else state
+            found[f"{index} {key}"] = torch.as_tensor(value).clone()
     return found

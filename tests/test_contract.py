@@ -83,9 +83,21 @@ def test_the_columns_have_the_same_states() -> None:
     assert tuple(re.findall(r"void\* (\w+);", header)) == ("param", "grad", *STATE_ARRAYS)
 
 
+def test_the_columns_have_the_same_mask_modes_and_lanes() -> None:
+    from grokfused import mask, reference
+
+    header = (ROOT / "csrc" / "step" / "mask.h").read_text()
+    codes = {name.lower(): int(code) for name, code in re.findall(r"\bk(\w+) = (\d+)(?= ?[,}])", header)}
+    assert codes == {mode: code for code, mode in enumerate(mask.MODES)}
+    assert int(re.search(r"kLanes = (\d+);", header)[1]) == reference.LANES
+    mirror = (ROOT / "triton_kernels" / "mask.py").read_text()
+    assert re.search(r"LANES = tl.constexpr\((\d+)\)", mirror)[1] == str(reference.LANES)
+    assert "NONE, ZERO, FREEZE = " in mirror
+
+
 def test_the_triton_mirror_has_every_room_and_imports_torch_and_triton_only() -> None:
-    rooms = {"storage", "grad_filter", "adamw"}
-    assert {path.stem for path in MIRROR} == {"__init__", "kernel", *rooms}
+    rooms = {"storage", "grad_filter", "mask", "adamw"}
+    assert {path.stem for path in MIRROR} == {"__init__", "kernel", "launcher", *rooms}
     assert rooms <= {path.stem for path in STEP_HEADERS}
     names = {name.split(".")[0] for path in MIRROR for name in imports(path)} - sys.stdlib_module_names
     assert names - {path.stem for path in MIRROR} == {"torch", "triton"}

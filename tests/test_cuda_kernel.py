@@ -28,10 +28,11 @@ class Slice(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("param", "grad", "exp_avg", "exp_avg_sq")),
-        *((name, ctypes.c_void_p) for name in ("max_exp_avg_sq", "grad_ema")),
+        *((name, ctypes.c_void_p) for name in ("max_exp_avg_sq", "grad_ema", "mask")),
         ("size", ctypes.c_int64),
         ("random_key", ctypes.c_uint32),
         ("first", ctypes.c_uint32),
+        ("mask_mode", ctypes.c_uint32),
     )
 
 
@@ -58,13 +59,18 @@ def test_every_element_is_covered_once(shim) -> None:
     assert [set(array.tolist()) for array in visits] == [{1} if size else set() for size in sizes]
 
 
-def kernel_step_(shim: ctypes.CDLL, how: str, *arguments, seed, state_rounding, **options) -> None:
+def kernel_step_(
+    shim: ctypes.CDLL, how: str, *arguments, seed, state_rounding, mask_modes, **options
+) -> None:
     """The op's arguments, taken to the kernel on the CPU."""
-    *arrays, steps, scalars, rows = arguments
+    *arrays, masks, steps, scalars, rows = arguments
     params, _, exp_avgs, *_ = arrays
     slices = (Slice * len(params))()
     for t in range(len(params)):
-        slices[t] = Slice(*(array[t].data_ptr() if array else None for array in arrays), params[t].numel())
+        slices[t] = Slice(*(array[t].data_ptr() if array else None for array in arrays))
+        slices[t].size = params[t].numel()
+        if masks and masks[t].numel():
+            slices[t].mask, slices[t].mask_mode = masks[t].data_ptr(), mask_modes[t]
     numbers = [scalars, steps, options.get("grad_scale"), options.get("found_inf")]
     on_host = how == "numbers on the host"  # the launcher, not the kernel, then reads and advances them
     if on_host and numbers[-1] is not None and numbers[-1].item():

@@ -502,6 +502,7 @@ def op_arguments(amsgrad: bool = True) -> dict[str, Any]:
     arguments.setdefault("max_exp_avg_sqs", [])
     return {
         **arguments,
+        "masks": [torch.ones(1, dtype=torch.int32), torch.empty(0, dtype=torch.int32)],
         "steps": torch.zeros(2),
         "scalars": torch.full((2, 13), 0.5),
         "rows": [0, 1],
@@ -510,6 +511,7 @@ def op_arguments(amsgrad: bool = True) -> dict[str, Any]:
         "amsgrad": amsgrad,
         "state_rounding": "nearest",
         "seed": 3,
+        "mask_modes": [1, 0],
     }
 
 
@@ -570,6 +572,28 @@ BAD_CALLS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         changed("state_rounding", lambda _: "up"),
         "state_rounding must be nearest or stochastic, got up",
     ),
+    "too few masks": (changed("masks", lambda masks: masks[:1]), "masks must hold 2 tensors"),
+    "bool mask": (
+        first("masks", Tensor.bool),
+        r"masks\[0\] must be contiguous int32 words, \[1\].* got Bool",
+    ),
+    "long mask": (
+        first("masks", lambda m: m.repeat(2)),
+        r"masks\[0\] must be .*int32 words, \[1\].* int32 \[2\]",
+    ),
+    "matrix mask": (
+        first("masks", lambda m: m[None]),
+        r"masks\[0\] must be .*int32 words, .* int32 \[1, 1\]",
+    ),
+    "mask elsewhere": (first("masks", lambda m: m.to("meta")), "device|meta|Meta"),
+    "too few modes": (
+        changed("mask_modes", lambda _: [1]),
+        "mask_modes must hold one integer per mask, got 1 for 2",
+    ),
+    "unknown mode": (
+        changed("mask_modes", lambda _: [2, 0]),
+        r"mask_modes must be 0 \(zero\) or 1 \(freeze\), got 2",
+    ),
 }
 for _name in LISTS:
     BAD_CALLS[f"{_name}: too many"] = (changed(_name, lambda x: [*x, x[0].clone()]), "must hold [23] tensors")
@@ -617,7 +641,7 @@ def test_the_op_takes_good_arguments() -> None:
     OP(**arguments)
     assert not torch.equal(arguments["params"][1], before)
     assert arguments["steps"].tolist() == [0.5, 0.5]
-    nothing = {name: [] for name in LISTS}
+    nothing = {name: [] for name in (*LISTS, "masks", "mask_modes")}
     OP(**{**op_arguments(), **nothing, "steps": torch.zeros(0), "rows": []})
 
 

@@ -171,6 +171,7 @@ def test_the_op_refuses_a_scale_that_is_no_float32_number(number, message) -> No
             *tensors,
             [],
             [],
+            [],
             torch.zeros(1),
             torch.ones(1, 13),
             [0],

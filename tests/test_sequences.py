@@ -99,6 +99,25 @@ class World:
         param.grad = None
         param.data = param.data.to(dtype)
 
+    def set_mask(self, index: int, density: float, mode: str) -> None:
+        """Puts a parameter under a mask of whole words and single elements, half and half."""
+        param = self.params[index % len(self.params)]
+        random = torch.Generator().manual_seed(self.steps)
+        mask = torch.rand(param.shape, generator=random) < density
+        if param.dim() > 1:
+            mask[: len(mask) // 2] = density > 0.5
+        self.optimizer.set_mask(param, mask, mode)
+
+    def remove_mask(self, index: int) -> None:
+        param = self.params[index % len(self.params)]
+        if param in self.optimizer.masks():
+            self.optimizer.remove_mask(param)
+
+    def disturb(self, index: int) -> None:
+        """Writes a parameter as any code may."""
+        param = self.params[index % len(self.params)]
+        param.data.add_(0.5)
+
     def duplicate(self) -> None:
         self.params, self.optimizer = copy.deepcopy((self.params, self.optimizer))
 
@@ -107,7 +126,7 @@ class World:
         for index, param in enumerate(self.params):
             found[f"{index} param"] = param.detach()
             for key, state in self.optimizer.state.get(param, {}).items():
-                found[f"{index} {key}"] = torch.as_tensor(state)
+                found[f"{index} {key}"] = state.words if key == "mask" else torch.as_tensor(state)
         return found
 
 
@@ -169,6 +188,9 @@ actions = st.one_of(
     action("turn_param", indices),
     action("cast", indices, st.sampled_from([torch.float32, torch.bfloat16, torch.float16])),
     action("duplicate"),
+    action("set_mask", indices, st.sampled_from([0.0, 0.3, 0.9, 1.0]), st.sampled_from(["zero", "freeze"])),
+    action("remove_mask", indices),
+    action("disturb", indices),
 )
 
 
@@ -207,6 +229,10 @@ PAIRS: dict[str, Callable[[], list[Action]]] = {
         Action("turn_param", (0,)),
         Action("cast", (2, torch.bfloat16)),
         Action("duplicate"),
+        Action("set_mask", (0, 0.3, "zero")),
+        Action("set_mask", (4, 0.3, "freeze")),
+        Action("remove_mask", (0,)),
+        Action("disturb", (0,)),
     )
 }
 

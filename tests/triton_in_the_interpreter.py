@@ -43,11 +43,12 @@ def checked_op() -> dict[str, str]:
     }
     for scaled in (False, True):
         arrays = [[torch.ones(5), torch.ones(2, 3)] for _ in range(6)]
+        arrays.append([torch.ones(1, dtype=torch.int32), torch.empty(0, dtype=torch.int32)])
         scale = {"grad_scale": torch.tensor(2.0), "found_inf": torch.tensor(0.0)} if scaled else {}
         found = torch.library.opcheck(
             torch.ops.grokfused.adamw_step_triton_.default,
             (*arrays, torch.zeros(2), torch.full((1, 13), 0.5), [0, 0]),
-            {**options, **scale},
+            {**options, "mask_modes": [1, 0], **scale},
             test_utils=("test_schema", "test_faketensor"),
             raise_exception=False,
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 _missing: str | None = None
 try:
-    from .kernel import INTERPRETED, Stepper, adamw_step_
+    from .launcher import INTERPRETED, Stepper, adamw_step_
 except ImportError as error:  # triton is an extra
     _missing = f"triton cannot be imported ({error}); pip install 'grokfused[triton]'"
 

@@ -1,26 +1,18 @@
-"""The one kernel, the order of its rooms (csrc/step/element_step.h), and its launcher.
+"""The one kernel and the order of its rooms: csrc/step/element_step.h. launcher.py launches it.
 
 Memory: 36 bytes per float32 element with the EMA filter (reads param, grad, exp_avg, exp_avg_sq, grad_ema:
-20; writes all but grad: 16), 28 without; 24 with bfloat16 states. Per program besides: one row of the tables.
+20; writes all but grad: 16), 28 without; 24 with bfloat16 states. A mask adds 0.125; a word of it that keeps
+nothing costs the param (4) where it zeroes, and nothing where it freezes. Per program besides: one row of the
+tables.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from . import adamw, grad_filter, storage
+from . import adamw, grad_filter, mask, storage
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# Elements per program; not swept on a GPU yet. The interpreter pays per program.
-CHUNK = 1 << 15 if INTERPRETED else 2048
-WARPS = 8
 # The columns of the scalar table: csrc/step/scalars.h.
 STEP, GRAD_FACTOR, ALPHA, ALPHA_WEIGHT, LAMB, WEIGHT_DECAY, PARAM_SCALE = (tl.constexpr(k) for k in range(7))
 BETA1_WEIGHT, BETA2, BETA2_WEIGHT, STEP_SIZE, DENOM_SCALE, EPS = (tl.constexpr(k) for k in range(7, 13))
@@ -29,8 +21,7 @@ ROW = tl.constexpr(13)
 PARAM_AT, GRAD_AT, EXP_AVG_AT, EXP_AVG_SQ_AT, MAX_EXP_AVG_SQ_AT, GRAD_EMA_AT = (
     tl.constexpr(k) for k in range(6)
 )
-SIZE, IS_ALIGNED, SLICE = (tl.constexpr(k) for k in range(6, 9))
-STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+MASK_AT, MASK_MODE, SIZE, IS_ALIGNED, SLICE = (tl.constexpr(k) for k in range(6, 11))
 
 
 @triton.jit
@@ -49,28 +40,39 @@ def _step_chunk(
     AMSGRAD: tl.constexpr,
     CHUNK: tl.constexpr,
     WHOLE: tl.constexpr,
+    MASK: tl.constexpr,
 ):
-    # WHOLE: the chunk is full and every array aligned, so that accesses are 16 bytes wide and need no mask.
-    i = begin + tl.arange(0, CHUNK)
-    mask = i < size
+    # WHOLE: the chunk is full and every array aligned, so that accesses are 16 bytes wide.
+    every: tl.constexpr = WHOLE and MASK == mask.NONE  # and none is left out
+    i = mask.elements(begin, CHUNK, MASK)
+    read = i < size
+    kept = read
+    if MASK != mask.NONE:
+        words = mask.words(tl.load(slice_ + MASK_AT), begin, size, CHUNK)
+        pruned = read & (words == 0)
+        kept = mask.kept_lanes(words)
+        read = tl.broadcast_to(words != 0, i.shape) if WHOLE else read & (words != 0)
+    written = read & kept if MASK == mask.FREEZE else read
     param_at = storage.pointers(tl.load(slice_ + PARAM_AT), i, PARAM, WHOLE)
     grad_at = storage.pointers(tl.load(slice_ + GRAD_AT), i, PARAM, WHOLE)
     exp_avg_at = storage.pointers(tl.load(slice_ + EXP_AVG_AT), i, STATE, WHOLE)
     exp_avg_sq_at = storage.pointers(tl.load(slice_ + EXP_AVG_SQ_AT), i, STATE, WHOLE)
-    param = storage.load(param_at, mask, PARAM, WHOLE)
-    grad = storage.load(grad_at, mask, PARAM, WHOLE)
-    exp_avg = storage.load(exp_avg_at, mask, STATE, WHOLE)
-    exp_avg_sq = storage.load(exp_avg_sq_at, mask, STATE, WHOLE)
+    param = storage.load(param_at, read, PARAM, every)
+    grad = storage.load(grad_at, read, PARAM, every)
+    exp_avg = storage.load(exp_avg_at, read, STATE, every)
+    exp_avg_sq = storage.load(exp_avg_sq_at, read, STATE, every)
     drawn = storage.random_bits(key, i.to(tl.uint32)) if STOCHASTIC else 0
 
     grad = grad * factor
     if EMA:
         grad_ema_at = storage.pointers(tl.load(slice_ + GRAD_EMA_AT), i, STATE, WHOLE)
-        grad_ema = storage.load(grad_ema_at, mask, STATE, WHOLE)
+        grad_ema = storage.load(grad_ema_at, read, STATE, every)
         grad, grad_ema = grad_filter.ema(
             grad, grad_ema, tl.load(numbers + ALPHA), tl.load(numbers + ALPHA_WEIGHT), tl.load(numbers + LAMB)
         )
-        storage.store(grad_ema_at, grad_ema, drawn, mask, STATE, STOCHASTIC, WHOLE)
+        storage.store(
+            grad_ema_at, mask.masked(grad_ema, kept, MASK), drawn, written, STATE, STOCHASTIC, every
+        )
     param, grad = adamw.decayed(
         param, grad, tl.load(numbers + WEIGHT_DECAY), tl.load(numbers + PARAM_SCALE), COUPLED
     )
@@ -82,13 +84,17 @@ def _step_chunk(
         tl.load(numbers + BETA2),
         tl.load(numbers + BETA2_WEIGHT),
     )
-    storage.store(exp_avg_at, exp_avg, drawn, mask, STATE, STOCHASTIC, WHOLE)
-    storage.store(exp_avg_sq_at, exp_avg_sq, drawn, mask, STATE, STOCHASTIC, WHOLE)
+    storage.store(exp_avg_at, mask.masked(exp_avg, kept, MASK), drawn, written, STATE, STOCHASTIC, every)
+    storage.store(
+        exp_avg_sq_at, mask.masked(exp_avg_sq, kept, MASK), drawn, written, STATE, STOCHASTIC, every
+    )
     second_moment = exp_avg_sq
     if AMSGRAD:
         largest_at = storage.pointers(tl.load(slice_ + MAX_EXP_AVG_SQ_AT), i, STATE, WHOLE)
-        second_moment = adamw.largest_second_moment(storage.load(largest_at, mask, STATE, WHOLE), exp_avg_sq)
-        storage.store(largest_at, second_moment, drawn, mask, STATE, STOCHASTIC, WHOLE)
+        second_moment = adamw.largest_second_moment(storage.load(largest_at, read, STATE, every), exp_avg_sq)
+        storage.store(
+            largest_at, mask.masked(second_moment, kept, MASK), drawn, written, STATE, STOCHASTIC, every
+        )
     param = adamw.moved(
         param,
         exp_avg,
@@ -97,7 +103,43 @@ def _step_chunk(
         tl.load(numbers + DENOM_SCALE),
         tl.load(numbers + EPS),
     )
-    storage.store(param_at, param, 0, mask, PARAM, False, WHOLE)
+    storage.store(param_at, mask.masked(param, kept, MASK), 0, written, PARAM, False, every)
+    if MASK == mask.ZERO:
+        # States of pruned words are 0 since the mask was set; parameters may have been written by any code.
+        dirty = storage.any_bit(param_at, pruned, PARAM) & pruned
+        storage.clear(param_at, dirty, PARAM)
+        storage.clear(exp_avg_at, dirty, STATE)
+        storage.clear(exp_avg_sq_at, dirty, STATE)
+        if EMA:
+            storage.clear(grad_ema_at, dirty, STATE)
+        if AMSGRAD:
+            storage.clear(largest_at, dirty, STATE)
+
+
+@triton.jit
+def _step_masked(
+    slice_, begin, size, numbers, factor, key,
+    PARAM: tl.constexpr, STATE: tl.constexpr, STOCHASTIC: tl.constexpr, EMA: tl.constexpr,
+    COUPLED: tl.constexpr, AMSGRAD: tl.constexpr, CHUNK: tl.constexpr, WHOLE: tl.constexpr,
+    MASKED: tl.constexpr,
+):  # fmt: skip
+    # MASKED: some tensor of the launch has a mask.
+    if MASKED:
+        if tl.load(slice_ + MASK_MODE) == 0:
+            _step_chunk(
+                slice_, begin, size, numbers, factor, key,
+                PARAM, STATE, STOCHASTIC, EMA, COUPLED, AMSGRAD, CHUNK, WHOLE, mask.ZERO,
+            )  # fmt: skip
+        else:
+            _step_chunk(
+                slice_, begin, size, numbers, factor, key,
+                PARAM, STATE, STOCHASTIC, EMA, COUPLED, AMSGRAD, CHUNK, WHOLE, mask.FREEZE,
+            )  # fmt: skip
+    else:
+        _step_chunk(
+            slice_, begin, size, numbers, factor, key,
+            PARAM, STATE, STOCHASTIC, EMA, COUPLED, AMSGRAD, CHUNK, WHOLE, mask.NONE,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["seed"])
@@ -121,6 +163,7 @@ def adamw_kernel(
     COUPLED: tl.constexpr,
     AMSGRAD: tl.constexpr,
     CHUNK: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
     cancelled = False
     if HAS_FOUND_INF:
@@ -139,140 +182,15 @@ def adamw_kernel(
         key = storage.random_key(seed.to(tl.uint32), step.to(tl.int32).to(tl.uint32))
         whole = (begin + CHUNK <= size) & (tl.load(slice_ + IS_ALIGNED) != 0)
         if whole:
-            _step_chunk(
+            _step_masked(
                 slice_, begin, size, numbers, factor, key,
-                PARAM, STATE, STOCHASTIC, EMA, COUPLED, AMSGRAD, CHUNK, True,
+                PARAM, STATE, STOCHASTIC, EMA, COUPLED, AMSGRAD, CHUNK, True, MASKED,
             )  # fmt: skip
         else:
-            _step_chunk(
+            _step_masked(
                 slice_, begin, size, numbers, factor, key,
-                PARAM, STATE, STOCHASTIC, EMA, COUPLED, AMSGRAD, CHUNK, False,
+                PARAM, STATE, STOCHASTIC, EMA, COUPLED, AMSGRAD, CHUNK, False, MASKED,
             )  # fmt: skip
         if STEPS_HERE:
             if begin == 0:
                 tl.store(steps + tensor, step)
-
-
-class Table:
-    """Where a bucket's tensors lie, on their device: made anew when one of them has moved.
-
-    Args:
-        addresses: Array -> the addresses of its tensors, in the order of csrc/step/slice.h; 0 where unused.
-        sizes: Elements of each tensor.
-        device: Where the tensors are.
-    """
-
-    def __init__(
-        self, addresses: Sequence[Sequence[int]], sizes: Sequence[int], device: torch.device
-    ) -> None:
-        aligned = [
-            int(all(address % 16 == 0 for address in tensor)) for tensor in zip(*addresses, strict=True)
-        ]
-        self.addresses = addresses
-        self.slices = torch.tensor([*addresses, sizes, aligned], dtype=torch.int64).T.contiguous().to(device)
-        counts = torch.tensor([max(1, -(-size // CHUNK)) for size in sizes])
-        first = (counts.cumsum(0) - counts).to(torch.int32)
-        self.chunks = int(counts.sum())
-        self.tensors = torch.arange(len(sizes), dtype=torch.int32).repeat_interleave(counts).to(device)
-        self.first_chunks = first.to(device)
-
-
-def _addresses(arrays: Sequence[Sequence[Tensor]], count: int) -> list[list[int]]:
-    return [[tensor.data_ptr() for tensor in array] or [0] * count for array in arrays]
-
-
-class Stepper:
-    """``adamw_step_`` for one bucket, step after step: it remembers where the tensors lie."""
-
-    def __init__(self) -> None:
-        self.table: Table | None = None
-        self.known_rows: tuple[Sequence[int], Tensor] | None = None
-
-    def knows(self, *tensors: Any) -> bool:
-        """Says whether these tensors were checked before: only addresses are remembered."""
-        return False
-
-    def __call__(
-        self,
-        params: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        exp_avgs: Sequence[Tensor],
-        exp_avg_sqs: Sequence[Tensor],
-        max_exp_avg_sqs: Sequence[Tensor],
-        grad_emas: Sequence[Tensor],
-        steps: Tensor,
-        scalars: Tensor,
-        rows: Sequence[int],
-        *,
-        grad_filter: str,
-        decay: str,
-        amsgrad: bool,
-        state_rounding: str,
-        seed: int,
-        grad_scale: Tensor | None = None,
-        found_inf: Tensor | None = None,
-    ) -> None:
-        """Takes one step; arguments and errors are those of ``adamw_step_``."""
-        on_host = scalars.device.type == "cpu" and params[0].device.type != "cpu"
-        if on_host and found_inf is not None and found_inf.item() != 0:
-            return
-        device = params[0].device
-        arrays = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_emas)
-        addresses = _addresses(arrays, len(params))
-        if self.table is None or self.table.addresses != addresses:
-            self.table = Table(addresses, [param.numel() for param in params], device)
-        if self.known_rows is None or self.known_rows[0] != rows:  # a graph cannot hold a copy from the host
-            self.known_rows = (list(rows), torch.tensor(rows, dtype=torch.int32).to(device))
-        table = self.table
-        with torch.cuda.device(device if device.type == "cuda" else -1):
-            adamw_kernel[(table.chunks,)](
-                table.slices,
-                table.tensors,
-                table.first_chunks,
-                self.known_rows[1],
-                scalars.to(device, non_blocking=True),
-                steps if not on_host else None,
-                None if grad_scale is None else grad_scale.to(device),
-                None if found_inf is None or on_host else found_inf,
-                seed & 0xFFFFFFFF,
-                HAS_SCALE=grad_scale is not None,
-                HAS_FOUND_INF=found_inf is not None and not on_host,
-                STEPS_HERE=not on_host,
-                PARAM=STORAGE[params[0].dtype],
-                STATE=STORAGE[exp_avgs[0].dtype],
-                STOCHASTIC=state_rounding == "stochastic" and exp_avgs[0].dtype is torch.bfloat16,
-                EMA=grad_filter == "ema",
-                COUPLED=decay == "coupled",
-                AMSGRAD=amsgrad,
-                CHUNK=CHUNK,
-                num_warps=WARPS,
-                enable_fp_fusion=False,
-            )
-        if on_host:
-            steps.copy_(scalars[list(rows), 0])
-
-
-# The signature of the native op (csrc/op.cpp), so that torch.compile sees what is read and written.
-SCHEMA = (
-    "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
-    "Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] grad_emas, Tensor(f!) steps, Tensor scalars, int[] rows, *, "
-    "str grad_filter, str decay, bool amsgrad, str state_rounding, int seed, Tensor? grad_scale=None, "
-    "Tensor? found_inf=None) -> ()"
-)
-
-
-def _adamw_step_triton(params: Sequence[Tensor], *arguments: Any, **options: Any) -> None:
-    if params:
-        Stepper()(params, *arguments, **options)
-
-
-# Not torch.library.custom_op, which takes no tensor by keyword only.
-_library = torch.library.Library("grokfused", "FRAGMENT")
-_library.define("adamw_step_triton_" + SCHEMA)
-_library.impl("adamw_step_triton_", _adamw_step_triton, "CompositeExplicitAutograd")
-torch.library.register_fake("grokfused::adamw_step_triton_", lambda *arguments, **options: None)
-
-
-def adamw_step_(*arguments: Any, **options: Any) -> None:
-    """Updates params, states and step counters in place; arguments as ``grokfused.reference.adamw_step_``."""
-    torch.ops.grokfused.adamw_step_triton_.default(*arguments, **options)

@@ -30,8 +30,9 @@ def pointers(address, i, STORAGE: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def load(pointers, mask, STORAGE: tl.constexpr, WHOLE: tl.constexpr):
-    if WHOLE:
+def load(pointers, mask, STORAGE: tl.constexpr, EVERY: tl.constexpr):
+    # EVERY: the mask is True everywhere.
+    if EVERY:
         stored = tl.load(pointers)
     else:
         stored = tl.load(pointers, mask=mask, other=0)
@@ -43,6 +44,27 @@ def load(pointers, mask, STORAGE: tl.constexpr, WHOLE: tl.constexpr):
 
 
 @triton.jit
+def any_bit(pointers, mask, STORAGE: tl.constexpr):
+    """Whether stored values are anything but +0, where the mask is True."""
+    stored = tl.load(pointers, mask=mask, other=0)
+    if STORAGE == FLOAT32:
+        dirty = stored.to(tl.uint32, bitcast=True) != 0
+    elif STORAGE == FLOAT16:
+        dirty = stored.to(tl.uint16, bitcast=True) != 0
+    else:
+        dirty = stored != 0
+    return dirty
+
+
+@triton.jit
+def clear(pointers, mask, STORAGE: tl.constexpr):
+    if STORAGE == BFLOAT16:
+        tl.store(pointers, 0, mask=mask)
+    else:
+        tl.store(pointers, 0.0, mask=mask)
+
+
+@triton.jit
 def _bits_to_round(value):
     bits = value.to(tl.uint32, bitcast=True)
     return tl.where(value != value, (bits & 0x80000000) | 0x7FC00000, bits)
@@ -50,7 +72,7 @@ def _bits_to_round(value):
 
 @triton.jit
 def store(
-    pointers, value, random_bits, mask, STORAGE: tl.constexpr, STOCHASTIC: tl.constexpr, WHOLE: tl.constexpr
+    pointers, value, random_bits, mask, STORAGE: tl.constexpr, STOCHASTIC: tl.constexpr, EVERY: tl.constexpr
 ):
     if STORAGE == BFLOAT16:
         bits = _bits_to_round(value)
@@ -63,7 +85,7 @@ def store(
         stored = value.to(tl.float16)
     else:
         stored = value
-    if WHOLE:
+    if EVERY:
         tl.store(pointers, stored)
     else:
         tl.store(pointers, stored, mask=mask)

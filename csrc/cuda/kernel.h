@@ -2,8 +2,9 @@
 // tests/cuda_shim.cpp compiles this very file for the CPU.
 //
 // Memory: 36 bytes per float32 element with the EMA filter (reads param, grad, exp_avg, exp_avg_sq,
-// grad_ema: 20; writes all but grad: 16), 28 without; 24 with bfloat16 states. Per block besides: one
-// row of the table.
+// grad_ema: 20; writes all but grad: 16), 28 without; 24 with bfloat16 states. A mask adds 0.125; a pack of
+// which it keeps nothing costs the param (4) where it zeroes, and nothing where it freezes. Per block
+// besides: one row of the table.
 #pragma once
 
 #include <cstdint>
@@ -41,57 +42,88 @@ struct Packs {
   StatePack exp_avg, exp_avg_sq, max_exp_avg_sq, grad_ema;
 
   GROK_HD void load(const Slice& slice, int64_t i) {
-    param = ParamPack::in(slice.param, i);
+    const Slice here = this->slice(0, 0);
     grad = ParamPack::in(slice.grad, i);
-    exp_avg = StatePack::in(slice.exp_avg, i);
-    exp_avg_sq = StatePack::in(slice.exp_avg_sq, i);
-    if constexpr (Step::kUsesMax) max_exp_avg_sq = StatePack::in(slice.max_exp_avg_sq, i);
-    if constexpr (Step::kUsesEma) grad_ema = StatePack::in(slice.grad_ema, i);
+    Step::each_written([&](auto array, auto storage) {
+      using In = Pack<decltype(storage), kWidth>;
+      In::in(here.*array, 0) = In::in(slice.*array, i);
+    });
   }
 
-  GROK_HD void store(const Slice& slice, int64_t i) const {
-    ParamPack::in(slice.param, i) = param;
-    StatePack::in(slice.exp_avg, i) = exp_avg;
-    StatePack::in(slice.exp_avg_sq, i) = exp_avg_sq;
-    if constexpr (Step::kUsesMax) StatePack::in(slice.max_exp_avg_sq, i) = max_exp_avg_sq;
-    if constexpr (Step::kUsesEma) StatePack::in(slice.grad_ema, i) = grad_ema;
+  GROK_HD void store(const Slice& slice, int64_t i) {
+    const Slice here = this->slice(0, 0);
+    Step::each_written([&](auto array, auto storage) {
+      using In = Pack<decltype(storage), kWidth>;
+      In::in(slice.*array, i) = In::in(here.*array, 0);
+    });
+  }
+
+  // Takes back, from the arrays, what the mask does not keep.
+  GROK_HD void leave_out(const Slice& slice, int64_t i, uint32_t kept) {
+    const Slice here = this->slice(0, 0);
+    Step::each_written([&](auto array, auto storage) {
+      using In = Pack<decltype(storage), kWidth>;
+      const In before = In::in(slice.*array, i);
+      In& stepped = In::in(here.*array, 0);
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) {
+        const Where where{(kept >> k & 1) != 0, slice.mask_mode};
+        stepped.values[k] = of_bits<typename decltype(storage)::Stored>(
+            masked(where, stored_bits(stepped.values[k]), stored_bits(before.values[k])));
+      }
+    });
   }
 
   // The packs as a slice of their own: what steps it is the same Step::run.
   GROK_HD Slice slice(uint32_t random_key, uint32_t first) {
-    return {
-        param.values, grad.values, exp_avg.values, exp_avg_sq.values, max_exp_avg_sq.values, grad_ema.values,
-        kWidth,       random_key,  first};
+    return {param.values,    grad.values, exp_avg.values, exp_avg_sq.values, max_exp_avg_sq.values,
+            grad_ema.values, nullptr,     kWidth,         random_key,        first,
+            MaskMode::kZero};
   }
 
   // True when every array of the slice begins where a pack may.
   GROK_HD static bool fits(const Slice& slice) {
-    uintptr_t addresses = reinterpret_cast<uintptr_t>(slice.param) | reinterpret_cast<uintptr_t>(slice.grad) |
-                          reinterpret_cast<uintptr_t>(slice.exp_avg) |
-                          reinterpret_cast<uintptr_t>(slice.exp_avg_sq);
-    if constexpr (Step::kUsesMax) addresses |= reinterpret_cast<uintptr_t>(slice.max_exp_avg_sq);
-    if constexpr (Step::kUsesEma) addresses |= reinterpret_cast<uintptr_t>(slice.grad_ema);
+    uintptr_t addresses = reinterpret_cast<uintptr_t>(slice.grad);
+    Step::each_written([&](auto array, auto) { addresses |= reinterpret_cast<uintptr_t>(slice.*array); });
     return addresses % kAlignment == 0;
   }
 };
 
 template <class Step>
 GROK_HD void assume_arrays_global(const Slice& slice) {
-  assume_global(slice.param);
   assume_global(slice.grad);
-  assume_global(slice.exp_avg);
-  assume_global(slice.exp_avg_sq);
-  if constexpr (Step::kUsesMax) assume_global(slice.max_exp_avg_sq);
-  if constexpr (Step::kUsesEma) assume_global(slice.grad_ema);
+  Step::each_written([&](auto array, auto) { assume_global(slice.*array); });
+  if (slice.mask) assume_global(slice.mask);
+}
+
+// Elements of which the mask keeps none. Their states are 0 since the mask was set; their parameters are
+// looked at, because any code may write those.
+template <class Step>
+GROK_HD void run_pruned(const Slice& slice, int64_t i) {
+  constexpr int kWidth = Packs<Step>::kWidth;
+  if (slice.mask_mode == MaskMode::kFreeze) return;
+  const typename Packs<Step>::ParamPack param = Packs<Step>::ParamPack::in(slice.param, i);
+  uint32_t bits = 0;
+#pragma unroll
+  for (int k = 0; k < kWidth; ++k) bits |= stored_bits(param.values[k]);
+  if (bits == 0) return;
+  Step::each_written([&](auto array, auto storage) {
+    using In = Pack<decltype(storage), kWidth>;
+    In::in(slice.*array, i) = In{};
+  });
 }
 
 template <class Step>
 GROK_HD void run_packs(const Slice& slice, int64_t i, const Scalars& scalars) {
+  constexpr int kWidth = Packs<Step>::kWidth;
+  const uint32_t kept = kept_lanes(slice.mask, i, kWidth), all = kept_lanes(nullptr, i, kWidth);
+  if (kept == 0) return run_pruned<Step>(slice, i);
   Packs<Step> packs;
   packs.load(slice, i);
   const Slice loaded = packs.slice(slice.random_key, slice.first + static_cast<uint32_t>(i));
 #pragma unroll
-  for (int k = 0; k < Packs<Step>::kWidth; ++k) Step::run(loaded, k, scalars);
+  for (int k = 0; k < kWidth; ++k) Step::run(loaded, k, scalars);
+  if (kept != all) packs.leave_out(slice, i, kept);
   packs.store(slice, i);
 }
 
@@ -127,12 +159,14 @@ __global__ void __launch_bounds__(kThreads, 1) adamw_kernel(const __grid_constan
   const Scalars scalars = scalars_of(table, tensor);
   const uint32_t key = random_key(table.seed, static_cast<uint32_t>(scalars.step));
   const int64_t begin = table.begin_of(chunk, tensor), rest = slice.size - begin;
-  const Slice part = Step::part(slice, begin, rest < kChunkSize ? rest : kChunkSize, key);
+  Slice part = Step::part(slice, begin, rest < kChunkSize ? rest : kChunkSize, key);
+  if (part.mask) part.mask += begin / kLanes;  // a chunk begins with a word
   assume_arrays_global<Step>(part);
   const int size = static_cast<int>(part.size);
   const int body = Packs<Step>::fits(part) ? size / kWidth * kWidth : 0;
   for (int i = thread * kWidth; i < body; i += kThreads * kWidth) run_packs<Step>(part, i, scalars);
-  for (int i = body + thread; i < size; i += kThreads) Step::run(part, i, scalars);
+  for (int i = body + thread; i < size; i += kThreads)
+    Step::run_where(part, i, scalars, kept_lanes(part.mask, i, 1) != 0);
   if (thread == 0 && begin == 0) advance(table.numbers, tensor, scalars.step);
 }
 

@@ -1,10 +1,11 @@
-// The order of the rooms: read, filter the gradient, AdamW, write. The whole algorithm on one
-// screen.
+// The order of the rooms: read, filter the gradient, AdamW, write where the mask allows it. The whole
+// algorithm on one screen.
 #pragma once
 
 #include "adamw.h"
 #include "element.h"
 #include "grad_filter.h"
+#include "mask.h"
 #include "scalars.h"
 #include "slice.h"
 #include "storage.h"
@@ -34,38 +35,51 @@ struct ElementStep {
     adamw<Decay, SecondMoment>(element, scalars);
   }
 
-  static GROK_HD void write(const Slice& slice, int64_t i, const Element& element) {
+  static GROK_HD void write(const Slice& slice, int64_t i, const Element& element, bool kept) {
     // One draw for all states of an element: each is rounded without bias, and equals stay equal.
     uint32_t drawn = 0;
     if constexpr (StateStorage::kUsesRandomBits)
       drawn = random_bits(slice.random_key, slice.first + static_cast<uint32_t>(i));
-    store<ParamStorage>(slice.param, i, element.param, 0);
-    store<StateStorage>(slice.exp_avg, i, element.exp_avg, drawn);
-    store<StateStorage>(slice.exp_avg_sq, i, element.exp_avg_sq, drawn);
-    if constexpr (kUsesMax) store<StateStorage>(slice.max_exp_avg_sq, i, element.max_exp_avg_sq, drawn);
-    if constexpr (kUsesEma) store<StateStorage>(slice.grad_ema, i, element.grad_ema, drawn);
+    const Where where{kept, slice.mask_mode};
+    store<ParamStorage>(slice.param, i, element.param, 0, where);
+    store<StateStorage>(slice.exp_avg, i, element.exp_avg, drawn, where);
+    store<StateStorage>(slice.exp_avg_sq, i, element.exp_avg_sq, drawn, where);
+    if constexpr (kUsesMax)
+      store<StateStorage>(slice.max_exp_avg_sq, i, element.max_exp_avg_sq, drawn, where);
+    if constexpr (kUsesEma) store<StateStorage>(slice.grad_ema, i, element.grad_ema, drawn, where);
   }
 
   // The elements from `begin` on, in the step that `key` stands for. Counted from there, indices of 32 bits
-  // suffice for a loop, and the random bits need no wider ones.
+  // suffice for a loop, and the random bits need no wider ones. The mask remains that of the slice.
   static GROK_HD Slice part(const Slice& slice, int64_t begin, int64_t size, uint32_t key) {
     Slice part = slice;
-    part.param = at<ParamStorage>(slice.param, begin);
     part.grad = at<ParamStorage>(slice.grad, begin);
-    part.exp_avg = at<StateStorage>(slice.exp_avg, begin);
-    part.exp_avg_sq = at<StateStorage>(slice.exp_avg_sq, begin);
-    if constexpr (kUsesMax) part.max_exp_avg_sq = at<StateStorage>(slice.max_exp_avg_sq, begin);
-    if constexpr (kUsesEma) part.grad_ema = at<StateStorage>(slice.grad_ema, begin);
+    each_written([&](auto array, auto storage) { part.*array = at<decltype(storage)>(slice.*array, begin); });
     part.size = size;
     part.random_key = key;
     part.first = slice.first + static_cast<uint32_t>(begin);
     return part;
   }
 
-  static GROK_HD void run(const Slice& slice, int64_t i, const Scalars& scalars) {
+  // Calls use(array, storage) for every array that a step writes.
+  template <class Use>
+  static GROK_HD void each_written(Use&& use) {
+    use(&Slice::param, ParamStorage{});
+    use(&Slice::exp_avg, StateStorage{});
+    use(&Slice::exp_avg_sq, StateStorage{});
+    if constexpr (kUsesMax) use(&Slice::max_exp_avg_sq, StateStorage{});
+    if constexpr (kUsesEma) use(&Slice::grad_ema, StateStorage{});
+  }
+
+  // Where an element is not kept, what is written is what the mask's mode says.
+  static GROK_HD void run_where(const Slice& slice, int64_t i, const Scalars& scalars, bool kept) {
     Element element = read(slice, i);
     update(element, scalars);
-    write(slice, i, element);
+    write(slice, i, element, kept);
+  }
+
+  static GROK_HD void run(const Slice& slice, int64_t i, const Scalars& scalars) {
+    run_where(slice, i, scalars, true);
   }
 };
 

@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "fail.h"
+#include "mask.h"
 #include "rounding.h"
 
 namespace grokfused {
@@ -39,6 +40,14 @@ struct Float16 {
   static GROK_HD Stored round(float value, uint32_t) { return float32_to_float16(value); }
 };
 
+GROK_HD uint32_t stored_bits(float stored) { return bits_of(stored); }
+GROK_HD uint32_t stored_bits(uint16_t stored) { return stored; }
+template <class Stored>
+GROK_HD Stored of_bits(uint32_t bits) {
+  if constexpr (sizeof(Stored) == sizeof(float)) return float_of(bits);
+  return static_cast<Stored>(bits);
+}
+
 template <class Storage>
 GROK_HD void* at(void* array, int64_t i) {
   return static_cast<typename Storage::Stored*>(array) + i;
@@ -55,8 +64,10 @@ GROK_HD float load(const void* array, int64_t i) {
 }
 
 template <class Storage>
-GROK_HD void store(void* array, int64_t i, float value, uint32_t random_bits) {
-  static_cast<typename Storage::Stored*>(array)[i] = Storage::round(value, random_bits);
+GROK_HD void store(void* array, int64_t i, float value, uint32_t random_bits, Where where) {
+  auto& stored = static_cast<typename Storage::Stored*>(array)[i];
+  const uint32_t bits = masked(where, stored_bits(Storage::round(value, random_bits)), stored_bits(stored));
+  stored = of_bits<typename Storage::Stored>(bits);
 }
 
 template <class Use>

@@ -15,7 +15,8 @@ from torch import Tensor
 from grokfused import GrokAdam, GrokAdamW
 from grokfused.buckets import STATE_ARRAYS
 
-# Edges of vector widths, of dimensions and of memory orders; the last one is split between threads.
+# Edges of vector widths, of dimensions and of memory orders; "many" is split between threads. The last ones
+# are put under masks after their first step.
 SHAPES = {
     "scalar": [],
     "empty": [0],
@@ -29,6 +30,10 @@ SHAPES = {
     "channels last": [3, 5, 4, 2],
     "odd offset": [1023],
     "many": [70001],
+    "zero mask, transposed": [65, 33],
+    "zero mask of blocks": [300, 96],
+    "freeze mask": [2049],
+    "freeze mask of blocks, odd offset": [9601],
 }
 
 
@@ -72,11 +77,11 @@ def cases() -> Iterator[Case]:
 
 def _laid_out(name: str, values: Tensor) -> Tensor:
     """Returns the values in the memory order that the shape's name tells."""
-    if name == "transposed":
+    if "transposed" in name:
         return values.t().contiguous().t()
     if name == "channels last":
         return values.contiguous(memory_format=torch.channels_last)
-    if name == "odd offset":
+    if "odd offset" in name:
         return torch.cat([values.new_zeros(1), values])[1:]
     return values
 
@@ -89,6 +94,17 @@ def parameters(dtype: torch.dtype, device: str) -> list[Tensor]:
         values = torch.randn(shape, generator=random).to(dtype).to(device)
         made.append(_laid_out(name, values).detach().requires_grad_())
     return made
+
+
+def set_masks(optimizer: GrokAdam, params: list[Tensor]) -> None:
+    """Puts the masks on that the shapes' names tell; a third of the elements or of the blocks is kept."""
+    random = torch.Generator().manual_seed(3)
+    for name, param in zip(SHAPES, params, strict=True):
+        if "mask" in name:
+            block = 96 if "blocks" in name else 1
+            kept = torch.rand(-(-param.numel() // block), generator=random) < 1 / 3
+            mask = kept.repeat_interleave(block)[: param.numel()].view(param.shape)
+            optimizer.set_mask(param, mask.to(param.device), name.split()[0])
 
 
 def set_grads(params: list[Tensor], random: torch.Generator) -> None:
@@ -133,6 +149,8 @@ def run(backend: str, case: Case, device: str = "cpu", steps: int = 5) -> dict[s
     random = torch.Generator().manual_seed(2)
     for number in range(steps):
         set_grads(params, random)
+        if number == 1:
+            set_masks(optimizer, params)
         if case.grad_scale is not None:  # what torch.amp.GradScaler does
             optimizer.grad_scale = torch.tensor(case.grad_scale, device=device)
             optimizer.found_inf = torch.tensor(float(number == 2), device=device)

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 import grokfused
 from grokfused import backends
-from grokfused.lab import agreement, report
+from grokfused.lab import agreement, report, reproduce
 from grokfused.lab.run_folder import RunFolder, RunFolderError
+from grokfused.lab.terminal import console, interruptible, refuse, say
 from grokfused.lab.training import WEIGHT_DECAY, Config, Experiment, OptionChanged
 
 app = typer.Typer(
@@ -28,42 +25,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Grokfast's slow-gradient amplification and AdamW in one pass: demonstration and checks.",
 )
-console = Console()
+app.add_typer(reproduce.app, name="reproduce")
 OptimizerName = Literal["grokadam", "grokadamw", "adam", "adamw"]
 BackendName = Literal["auto", "native", "triton", "reference"]
 CHECKPOINT_EVERY = 5  # evaluations
-
-
-def refuse(message: str) -> typer.Exit:
-    """Prints why a command cannot run and returns the exit to raise."""
-    shown = f"[red]grokfused:[/red] {escape(message)}"
-    Console(stderr=True).print(shown, highlight=False, soft_wrap=True)
-    return typer.Exit(2)
-
-
-def say(message: str) -> None:
-    """Prints one line as it is: unbroken and without markup, so that a path in it can be copied."""
-    console.print(message, markup=False, soft_wrap=True)
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether Ctrl-C was pressed; a second Ctrl-C ends at once.
-
-    A run may stop between two epochs only: in the middle of a step there is nothing to resume from.
-    """
-    pressed: list[int] = []
-
-    def note(number: int, _: Any) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from rich.table import Table
 from grokfused.lab.training import Config, Evaluation
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 # Lee et al. 2024, arXiv:2405.20233, one GTX 1080 Ti: iterations to 95 % validation accuracy.
@@ -45,7 +45,7 @@ class Bar:
     def __init__(self, console: Console, progress: Progress, title: str, budget: int) -> None:
         self.console, self.progress, self.title = console, progress, title
         self.task = progress.add_task(title, total=budget, numbers="")
-        self.next_line = 0
+        self.next_line, self.distance = 0, max(100, budget // 50)
 
     def show(self, e: Evaluation) -> None:
         """Moves the bar to an evaluation."""
@@ -54,7 +54,7 @@ class Bar:
         if not self.console.is_terminal and e.iteration >= self.next_line:
             line = f"{self.title}: iteration {e.iteration:>5}  {numbers}  {e.seconds:.0f} s"
             self.console.print(line, soft_wrap=True)
-            self.next_line = e.iteration + 100
+            self.next_line = e.iteration + self.distance
 
     def advance(self) -> None:
         """Moves the bar by one."""
@@ -94,7 +94,7 @@ def _draw_run(axes: Axes, run: Run, color: str, threshold: float) -> None:
 
 def draw(runs: Sequence[Run], path: Path, threshold: float = 0.95) -> None:
     """Writes the accuracies over the iterations, on a logarithmic axis, as PNG."""
-    figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
     for number, run in enumerate(runs):
         _draw_run(axes, run, f"C{number}", threshold)
     axes.axhline(threshold, color="0.7", linewidth=0.8, zorder=0)
@@ -106,7 +106,7 @@ def draw(runs: Sequence[Run], path: Path, threshold: float = 0.95) -> None:
     axes.set_title("\n".join([task, *(run.config.name() for run in runs)]), fontsize=10)
     axes.legend(loc="center left", frameon=False)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
+    pyplot.close(figure)
 
 
 def table(runs: Sequence[Run], threshold: float = 0.95) -> Table:

@@ -6,15 +6,22 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from grokfused.lab.training import Config, Evaluation
+from grokfused.lab.training import Evaluation
 
 
 class RunFolderError(Exception):
     """A run's directory is not what was asked for; the message says what to do."""
+
+
+class Config(Protocol):
+    """What decides a run."""
+
+    def options(self) -> dict[str, Any]:
+        """Returns it as plain values, by name."""
 
 
 class RunFolder:

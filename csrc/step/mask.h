@@ -1,0 +1,69 @@
+// Which elements of a tensor take the step, one bit each, and what becomes of the others. It must not know
+// what a step is, nor what the values mean.
+#pragma once
+
+#include <cstdint>
+
+#include "portable.h"
+
+namespace grokfused {
+
+// What becomes of an element that the mask leaves out: it is 0, or it stays as it is. The numbers are the
+// places of the names in grokfused.mask.MODES; tests/test_contract.py compares the two.
+enum class MaskMode : uint32_t { kZero = 0, kFreeze = 1 };
+
+// Elements to a word: bit i % kLanes of word i / kLanes belongs to element i.
+constexpr int kLanes = 32;
+
+GROK_HD int64_t mask_words(int64_t size) { return (size + kLanes - 1) / kLanes; }
+
+// The bits of `count` elements from i on, which lie in one word; the first one is the lowest. No mask keeps
+// all.
+GROK_HD uint32_t kept_lanes(const uint32_t* mask, int64_t i, int count) {
+  const uint32_t all = ~uint32_t{0} >> (kLanes - count);
+  return mask ? mask[static_cast<uint64_t>(i) / kLanes] >> (static_cast<uint64_t>(i) % kLanes) & all : all;
+}
+
+// Whether an element is written, and if not, what becomes of it.
+struct Where {
+  bool kept;
+  MaskMode mode;
+};
+
+// The bits that are written: by selection, because no multiplication takes a NaN away.
+GROK_HD uint32_t masked(Where where, uint32_t stepped, uint32_t before) {
+  const uint32_t outside = before & -static_cast<uint32_t>(where.mode);  // 0, or all of it
+  return where.kept ? stepped : outside;
+}
+
+enum class Kept { kNone, kSome, kAll };
+
+// Elements up to `end` of which none, some or all are kept.
+struct Stretch {
+  int64_t end;
+  Kept kept;
+};
+
+GROK_HD Stretch stretch_in_word(const uint32_t* mask, int64_t begin, int64_t end) {
+  const int64_t word_end = (begin / kLanes + 1) * kLanes, stop = word_end < end ? word_end : end;
+  const int count = static_cast<int>(stop - begin);
+  const uint32_t lanes = kept_lanes(mask, begin, count), all = kept_lanes(nullptr, begin, count);
+  return {stop, lanes == all ? Kept::kAll : lanes ? Kept::kSome : Kept::kNone};
+}
+
+// The longest stretch from `begin` on.
+GROK_HD Stretch next_stretch(const uint32_t* mask, int64_t begin, int64_t end) {
+  Stretch stretch = stretch_in_word(mask, begin, end);
+  if (stretch.kept != Kept::kSome) {
+    const uint32_t word = stretch.kept == Kept::kAll ? ~uint32_t{0} : 0;
+    while (stretch.end + kLanes <= end && mask[stretch.end / kLanes] == word) stretch.end += kLanes;
+  }
+  while (stretch.end < end) {
+    const Stretch next = stretch_in_word(mask, stretch.end, end);
+    if (next.kept != stretch.kept) break;
+    stretch.end = next.end;
+  }
+  return stretch;
+}
+
+}  // namespace grokfused

@@ -1,0 +1,130 @@
+"""Sparsity masks: which elements of a parameter take the step, packed to one bit each.
+
+A mask is a bool tensor of its parameter's shape. Inside it lies in the parameter's memory order, 32
+elements to a word, as csrc/step/mask.h reads it: 0.125 bytes per element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from grokfused.reference import LANES, kept_elements, memory_order
+
+# What becomes of the elements left out: they are 0, or stay as they are. A mode's place is its number.
+MODES = ("zero", "freeze")
+
+
+class PackedMask(NamedTuple):
+    """A mask as it lies in an optimizer's state.
+
+    ``words`` is int32 [elements / 32, rounded up], the elements being those of ``shape`` with the dimensions
+    in ``order`` (``reference.memory_order`` of the parameter); ``mode`` is a name in ``MODES``.
+    """
+
+    words: Tensor
+    shape: torch.Size
+    order: tuple[int, ...]
+    mode: str
+
+
+def pack(mask: Tensor, param: Tensor, mode: str) -> PackedMask:
+    """Packs a mask in the memory order of its parameter.
+
+    Args:
+        mask: bool, of the parameter's shape and on its device.
+        param: The parameter; only its layout matters.
+        mode: A name in ``MODES``.
+    """
+    order = tuple(memory_order(param))
+    flat = mask.permute(order).reshape(-1)
+    bits = flat.new_zeros(-(-flat.numel() // LANES) * LANES, dtype=torch.uint8)
+    bits[: flat.numel()] = flat
+    weights = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=mask.device)
+    words = (bits.view(-1, 8) * weights).sum(1, dtype=torch.uint8).view(torch.int32)
+    return PackedMask(words, mask.shape, order, mode)
+
+
+def unpack(packed: PackedMask) -> Tensor:
+    """Returns a packed mask as bool, in its parameter's shape and memory order."""
+    shape, order = packed.shape, packed.order
+    kept = kept_elements(packed.words, shape.numel()).view([shape[dim] for dim in order])
+    return kept.permute([order.index(dim) for dim in range(len(order))])
+
+
+def fitting(packed: PackedMask, param: Tensor) -> PackedMask:
+    """Returns the mask in the parameter's memory order, packed anew where it was in another."""
+    if tuple(memory_order(param)) == packed.order:
+        return packed
+    return pack(unpack(packed), param, packed.mode)
+
+
+def check_mask(mask: object, param: Tensor, name: str, *, any_device: bool = False) -> None:
+    """Raises TypeError or ValueError where a mask does not fit the parameter called ``name``."""
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"the mask of {name} must be a bool tensor, got {type(mask).__name__}")
+    if mask.dtype is not torch.bool:
+        raise TypeError(
+            f"the mask of {name} must be a bool tensor, True where an element is kept, got {mask.dtype}"
+        )
+    if mask.layout is not torch.strided:
+        raise TypeError(f"the mask of {name} must be a dense tensor, got layout {mask.layout}")
+    for what in ("shape",) if any_device else ("shape", "device"):
+        own, other = getattr(param, what), getattr(mask, what)
+        if own != other:
+            raise ValueError(f"the mask of {name} must have its {what} {own}, got {other}")
+
+
+def check_packed(packed: PackedMask, param: Tensor, name: str) -> None:
+    """Raises RuntimeError where a mask in a state fits its parameter no longer."""
+    for what, mine in (("shape", packed.shape), ("device", packed.words.device)):
+        own = getattr(param, what)
+        if own != mine:
+            raise RuntimeError(
+                f"the mask of {name} was set for {what} {mine}, the parameter has {own}: set it again"
+            )
+
+
+def check_mode(mode: object) -> None:
+    """Raises ValueError for a mode that there is not."""
+    if mode not in MODES:
+        raise ValueError(f"the mode of a mask must be one of {MODES}, got {mode!r}")
+
+
+@torch.no_grad()
+def zero_left_out(mask: Tensor, arrays: Iterable[Tensor]) -> None:
+    """Sets to 0, by selection, what a mask leaves out of a parameter and its states."""
+    for array in arrays:
+        array.masked_fill_(~mask, 0)
+
+
+def from_prune(module: nn.Module) -> dict[str, Tensor]:
+    """Takes over the masks of ``torch.nn.utils.prune`` and removes its reparametrisation.
+
+    Every pruned parameter becomes an ordinary one again, with 0 where it was pruned, so it has to be taken
+    over before the optimizer is made.
+
+    Args:
+        module: A module; all modules in it are looked at too.
+
+    Returns:
+        Name of the parameter in ``module`` -> bool mask of its shape, for ``optimizer.set_masks``.
+
+    Raises:
+        ValueError: Nothing in the module is pruned.
+    """
+    masks = {}
+    for path, child in list(module.named_modules()):
+        for name in [name for name in child._parameters if name.endswith("_orig")]:
+            weight = name.removesuffix("_orig")
+            mask = child._buffers.get(f"{weight}_mask")
+            if mask is not None:
+                masks[f"{path}.{weight}" if path else weight] = mask.bool()
+                prune.remove(child, weight)
+    if not masks:
+        raise ValueError("nothing in this module is pruned with torch.nn.utils.prune")
+    return masks
