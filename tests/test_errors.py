@@ -651,7 +651,7 @@ def test_torch_itself_finds_the_op_registered_well(amsgrad, requires_grad) -> No
     arguments = op_arguments(amsgrad)
     for tensor in arguments["params"]:
         tensor.requires_grad_(requires_grad)
-    names = (*LISTS, "steps", "scalars", "rows")
+    names = (*LISTS, "masks", "steps", "scalars", "rows")
     positional = tuple(arguments.pop(name) for name in names)
     checks = torch.library.opcheck(OP.default, positional, arguments)
     assert checks == dict.fromkeys(checks, "SUCCESS")

@@ -93,7 +93,6 @@ template <class Step>
 GROK_HD void assume_arrays_global(const Slice& slice) {
   assume_global(slice.grad);
   Step::each_written([&](auto array, auto) { assume_global(slice.*array); });
-  if (slice.mask) assume_global(slice.mask);
 }
 
 // Elements of which the mask keeps none. Their states are 0 since the mask was set; their parameters are

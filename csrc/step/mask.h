@@ -21,7 +21,9 @@ GROK_HD int64_t mask_words(int64_t size) { return (size + kLanes - 1) / kLanes; 
 // all.
 GROK_HD uint32_t kept_lanes(const uint32_t* mask, int64_t i, int count) {
   const uint32_t all = ~uint32_t{0} >> (kLanes - count);
-  return mask ? mask[static_cast<uint64_t>(i) / kLanes] >> (static_cast<uint64_t>(i) % kLanes) & all : all;
+  if (!mask) return all;
+  assume_global(mask);
+  return mask[static_cast<uint64_t>(i) / kLanes] >> (static_cast<uint64_t>(i) % kLanes) & all;
 }
 
 // Whether an element is written, and if not, what becomes of it.
