@@ -17,7 +17,7 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from grokfused.triton_kernels import kernel  # noqa: E402
+from grokfused.triton_kernels import kernel, launcher  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,15 +65,18 @@ POLICIES = {
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100], ids="sm_{}".format)
+@pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 @pytest.mark.parametrize("policies", POLICIES.values(), ids=POLICIES.keys())
-def test_the_kernel_compiles_to_wide_accesses_and_single_roundings(policies, capability, tmp_path) -> None:
+def test_the_kernel_compiles_to_wide_accesses_and_single_roundings(
+    policies, masked, capability, tmp_path
+) -> None:
     flags = dict.fromkeys(("HAS_SCALE", "HAS_FOUND_INF", "STEPS_HERE", "EMA"), True)
-    constants = {**flags, **policies, "CHUNK": kernel.CHUNK}
+    constants = {**flags, **policies, "CHUNK": launcher.CHUNK, "MASKED": masked}
     signature = {**POINTERS, "seed": "i64", **dict.fromkeys(constants, "constexpr")}
     compiled = triton.compile(
         ASTSource(fn=kernel.adamw_kernel, signature=signature, constexprs=constants),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": kernel.WARPS, "enable_fp_fusion": False},
+        options=launcher.ON_NVIDIA,
     )
     instructions = set(
         re.findall(r"^\s+(?:@!?%p\d+ )?([a-z]+[.][a-z0-9._]+)", compiled.asm["ptx"], re.MULTILINE)

@@ -176,6 +176,9 @@ def adamw_kernel(
         begin = (chunk - tl.load(first_chunks + tensor)).to(tl.int64) * CHUNK
         size = tl.load(slice_ + SIZE)
         step = tl.load(numbers + STEP)
+        if STEPS_HERE:
+            if begin == 0:
+                tl.store(steps + tensor, step)
         factor = tl.load(numbers + GRAD_FACTOR)
         if HAS_SCALE:
             factor = tl.div_rn(factor, tl.load(grad_scale))
@@ -191,6 +194,3 @@ def adamw_kernel(
                 slice_, begin, size, numbers, factor, key,
                 PARAM, STATE, STOCHASTIC, EMA, COUPLED, AMSGRAD, CHUNK, False, MASKED,
             )  # fmt: skip
-        if STEPS_HERE:
-            if begin == 0:
-                tl.store(steps + tensor, step)

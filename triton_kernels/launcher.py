@@ -14,7 +14,9 @@ from .kernel import adamw_kernel
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Elements per program; not swept on a GPU yet. The interpreter pays per program.
 CHUNK = 1 << 15 if INTERPRETED else 2048
-WARPS = 8
+OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
+# ptxas would rather spill a few registers than use more than 128.
+ON_NVIDIA = {**OPTIONS, "maxnreg": 224}
 STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -119,8 +121,7 @@ class Stepper:
                 AMSGRAD=amsgrad,
                 CHUNK=CHUNK,
                 MASKED=bool(masks),
-                num_warps=WARPS,
-                enable_fp_fusion=False,
+                **(ON_NVIDIA if device.type == "cuda" and torch.version.cuda else OPTIONS),
             )
         if on_host:
             steps.copy_(scalars[list(rows), 0])
