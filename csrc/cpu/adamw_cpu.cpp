@@ -24,7 +24,7 @@ namespace {
 // Below this many elements a second thread costs more than it saves.
 constexpr int64_t kElementsPerThread = 16384;
 constexpr int64_t kBlock = 1 << 20;
-constexpr int kTile = 1024;  // elements between two looks at a mask
+constexpr int64_t kTile = 1024;  // elements that are dense, or looked at word by word
 
 template <class Step>
 GROK_CPU_CLONES void run_range(const Slice& slice, int64_t begin, int64_t end, const Scalars& scalars,
@@ -38,63 +38,58 @@ GROK_CPU_CLONES void run_range(const Slice& slice, int64_t begin, int64_t end, c
   }
 }
 
-// Whether all values are +0.
-template <class Stored>
-GROK_CPU_CLONES bool is_zero(const Stored* array, int size) {
+// Elements of which a mask keeps none, at most a word of them. Their states are 0 since the mask was set, and
+// nothing has written them; their parameters are looked at, because any code may write those.
+template <class Step>
+GROK_HD void clear_pruned(const Slice& slice, int64_t begin, int size) {
+  const Slice part = Step::part(slice, begin, size, 0);
+  const auto* param = static_cast<const typename Step::Param::Stored*>(part.param);
   uint32_t bits = 0;
 #pragma omp simd reduction(| : bits)
-  for (int i = 0; i < size; ++i) bits |= stored_bits(array[i]);
-  return bits == 0;
+  for (int i = 0; i < size; ++i) bits |= stored_bits(param[i]);
+  if (bits == 0) return;
+  Step::each_written([&](auto array, auto storage) {
+    std::memset(part.*array, 0, size * sizeof(typename decltype(storage)::Stored));
+  });
 }
 
-// Spreads words to one integer per element, from the word that holds element `begin` on.
-GROK_CPU_CLONES void spread(const uint32_t* mask, int64_t begin, int size, uint32_t* kept) {
-  const uint32_t* word = mask + begin / kLanes;
-  for (int left = static_cast<int>(begin % kLanes) + size; left > 0; left -= kLanes, kept += kLanes, ++word) {
-    const uint32_t lanes = *word;
-#pragma omp simd
-    for (int lane = 0; lane < kLanes; ++lane) kept[lane] = lanes >> lane & 1;
-  }
-}
-
-// Elements of which a mask keeps some: all are computed, and written by selection.
+// Word by word: where one keeps some of its elements all of them are computed, and written by selection.
 template <class Step>
-GROK_CPU_CLONES void run_tiles(const Slice& slice, int64_t begin, int64_t end, const Scalars& scalars,
+GROK_CPU_CLONES void run_words(const Slice& slice, int64_t begin, int64_t end, const Scalars& scalars,
                                uint32_t key) {
   const Scalars numbers = scalars;
-  uint32_t kept[kTile + kLanes];
-  for (; begin < end; begin += kTile) {
-    const Slice tile = Step::part(slice, begin, std::min<int64_t>(kTile, end - begin), key);
-    const int size = static_cast<int>(tile.size);
-    spread(slice.mask, begin, size, kept);
-    const uint32_t* const first = kept + begin % kLanes;
+  uint32_t kept[kLanes];
+  for (int64_t stop; begin < end; begin = stop) {
+    stop = std::min(end, (begin / kLanes + 1) * kLanes);
+    const int size = static_cast<int>(stop - begin);
+    const uint32_t lanes = kept_lanes(slice.mask, begin, size);
+    if (lanes == 0) {
+      if (slice.mask_mode == MaskMode::kZero) clear_pruned<Step>(slice, begin, size);
+      continue;
+    }
 #pragma omp simd
-    for (int i = 0; i < size; ++i) Step::run_where(tile, i, numbers, first[i] != 0);
+    for (int lane = 0; lane < kLanes; ++lane) kept[lane] = lanes >> lane & 1;
+    const Slice part = Step::part(slice, begin, size, key);
+#pragma omp simd
+    for (int i = 0; i < size; ++i) Step::run_where(part, i, numbers, kept[i] != 0);
   }
 }
 
-// Elements of which a mask keeps none. Their states are 0 since the mask was set, and nothing has written
-// them; their parameters are looked at, because any code may write those.
-template <class Step>
-void run_pruned(const Slice& slice, int64_t begin, int64_t end) {
-  for (; begin < end; begin += kTile) {
-    const int size = static_cast<int>(std::min<int64_t>(kTile, end - begin));
-    const Slice part = Step::part(slice, begin, size, 0);
-    if (is_zero(static_cast<const typename Step::Param::Stored*>(part.param), size)) continue;
-    Step::each_written([&](auto array, auto storage) {
-      std::memset(part.*array, 0, size * sizeof(typename decltype(storage)::Stored));
-    });
-  }
+// Whether a mask keeps every element; `begin` is the first of a word.
+bool keeps_all(const uint32_t* mask, int64_t begin, int64_t end) {
+  uint32_t all = ~uint32_t{0};
+  for (int64_t word = begin / kLanes; word < end / kLanes; ++word) all &= mask[word];
+  return ~all == 0 && end % kLanes == 0;
 }
 
 template <class Step>
 void run_masked(const Slice& slice, int64_t begin, int64_t end, const Scalars& scalars, uint32_t key) {
-  for (Stretch stretch; begin < end; begin = stretch.end) {
-    stretch = next_stretch(slice.mask, begin, end);
-    if (stretch.kept == Kept::kAll) run_range<Step>(slice, begin, stretch.end, scalars, key);
-    if (stretch.kept == Kept::kNone && slice.mask_mode == MaskMode::kZero)
-      run_pruned<Step>(slice, begin, stretch.end);
-    if (stretch.kept == Kept::kSome) run_tiles<Step>(slice, begin, stretch.end, scalars, key);
+  const auto tile_end = [&](int64_t at) { return std::min(end, (at / kTile + 1) * kTile); };
+  const auto dense = [&](int64_t at) { return at % kLanes == 0 && keeps_all(slice.mask, at, tile_end(at)); };
+  for (int64_t stop; begin < end; begin = stop) {
+    const bool all = dense(begin);
+    for (stop = tile_end(begin); stop < end && dense(stop) == all;) stop = tile_end(stop);
+    (all ? run_range<Step> : run_words<Step>)(slice, begin, stop, scalars, key);
   }
 }
 

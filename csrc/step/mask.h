@@ -38,34 +38,4 @@ GROK_HD uint32_t masked(Where where, uint32_t stepped, uint32_t before) {
   return where.kept ? stepped : outside;
 }
 
-enum class Kept { kNone, kSome, kAll };
-
-// Elements up to `end` of which none, some or all are kept.
-struct Stretch {
-  int64_t end;
-  Kept kept;
-};
-
-GROK_HD Stretch stretch_in_word(const uint32_t* mask, int64_t begin, int64_t end) {
-  const int64_t word_end = (begin / kLanes + 1) * kLanes, stop = word_end < end ? word_end : end;
-  const int count = static_cast<int>(stop - begin);
-  const uint32_t lanes = kept_lanes(mask, begin, count), all = kept_lanes(nullptr, begin, count);
-  return {stop, lanes == all ? Kept::kAll : lanes ? Kept::kSome : Kept::kNone};
-}
-
-// The longest stretch from `begin` on.
-GROK_HD Stretch next_stretch(const uint32_t* mask, int64_t begin, int64_t end) {
-  Stretch stretch = stretch_in_word(mask, begin, end);
-  if (stretch.kept != Kept::kSome) {
-    const uint32_t word = stretch.kept == Kept::kAll ? ~uint32_t{0} : 0;
-    while (stretch.end + kLanes <= end && mask[stretch.end / kLanes] == word) stretch.end += kLanes;
-  }
-  while (stretch.end < end) {
-    const Stretch next = stretch_in_word(mask, stretch.end, end);
-    if (next.kept != stretch.kept) break;
-    stretch.end = next.end;
-  }
-  return stretch;
-}
-
 }  // namespace grokfused
