@@ -33,6 +33,8 @@ format: $(VENV)/.tools
 
 bench-cpu: $(BUILT)
 	$(BIN)/python -m bench.step_cpu
+	$(BIN)/python -m bench.masks_cpu
+	$(BIN)/python -m bench.report
 
 # With the Python that has a torch for CUDA: make gpu-check PYTHON=... OUT=...
 gpu-check:

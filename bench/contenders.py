@@ -66,6 +66,24 @@ def foreach_grokfast(params: list[Tensor]) -> Callable[[], None]:
     return step
 
 
+def foreach_masked(params: list[Tensor], masks: list[Tensor]) -> Callable[[], None]:
+    """The usual way with masks: what they leave out is taken from gradients before, from weights after.
+
+    The masks are float32, as ``torch.nn.utils.prune`` keeps them: nothing has to be converted in a step.
+    """
+    step_unmasked = foreach_grokfast(params)
+    grads = [param.grad for param in params if param.grad is not None]
+    factors = [mask.float() for mask in masks]
+
+    def step() -> None:
+        torch._foreach_mul_(grads, factors)
+        step_unmasked()
+        with torch.no_grad():
+            torch._foreach_mul_(params, factors)
+
+    return step
+
+
 def python_grokfast(params: list[Tensor]) -> Callable[[], None]:
     """Grokfast-EMA as the paper's algorithm 2 reads, one tensor after the other, then the fused AdamW."""
     optimizer = fused_adamw(params)

@@ -1,4 +1,4 @@
-"""Turns a recorded run into the README's table: ``python -m bench.report`` writes it there."""
+"""Turns recorded runs into the tables of the documents: ``python -m bench.report`` writes them there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-RECORD = ROOT / "bench" / "results" / "step_cpu.json"
+# document -> the run whose rows stand in it
+RECORDS = {
+    path: ROOT / "bench" / "results" / f"{run}.json"
+    for path, run in {ROOT / "README.md": "step_cpu", ROOT / "bench" / "RESULTS.md": "masks_cpu"}.items()
+}
 BEGIN, END = "<!-- measured:begin -->\n", "<!-- measured:end -->"
 
 
@@ -42,12 +46,12 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def written_into(readme: str, record: dict[str, Any]) -> str:
-    """Returns the README with its measured part replaced."""
-    before, rest = readme.split(BEGIN)
+def written_into(document: str, record: dict[str, Any]) -> str:
+    """Returns a document with its measured part replaced."""
+    before, rest = document.split(BEGIN)
     return before + BEGIN + markdown(record) + END + rest.split(END)[1]
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(written_into(path.read_text(), json.loads(RECORD.read_text())))
+    for path, run in RECORDS.items():
+        path.write_text(written_into(path.read_text(), json.loads(run.read_text())))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +13,7 @@ from rich.table import Table
 
 from bench.cases import Shapes
 from bench.contenders import Contender
-from bench.measure import Spread, ratios, spread
+from bench.measure import Spread, machine, ratios, spread
 
 OURS = "GrokAdamW"
 FUSED = "AdamW(fused)"
@@ -105,3 +107,20 @@ def show_promises(console: Console, promises: Sequence[dict[str, Any]]) -> None:
             f"{mark} {promise['what']}: {promise['measured']:.2f} (promised {promise['promise']})",
             highlight=False,
         )
+
+
+def longer(found: Rows, case: str, name: str, than: str) -> float:
+    """Returns how many times as long as ``than`` a contender takes on a case."""
+    row = next(row for row in found if (row["case"], row["contender"]) == (case, name))
+    return float(row["times_longer_than"][than]["median"])
+
+
+def record(found: Rows, promises: Sequence[dict[str, Any]], program: str, path: Path, title: str) -> None:
+    """Writes a run as JSON, and prints it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = {"machine": machine(program), "rows": found, "promises": promises}
+    path.write_text(json.dumps(written, indent=1) + "\n")
+    console = Console(width=140)
+    console.print(shown(found, title))
+    show_promises(console, promises)
+    console.print(f"recorded in {path}")

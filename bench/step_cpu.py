@@ -6,16 +6,13 @@ Run it as ``python -m bench.step_cpu``; it prints a table and writes every row a
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from bench.cases import CPU_CASES, Shapes
 from bench.contenders import BF16, Contender, baselines, contender
-from bench.measure import interleaved, machine
-from bench.step import FUSED, OURS, Promise, Rows, rows, show_promises, shown
+from bench.measure import interleaved
+from bench.step import FUSED, OURS, Promise, Rows, longer, record, rows
 
 # case -> rounds and calls per round, so that a timing lasts some milliseconds and a case two minutes at most
 ROUNDS = {"gpt-30m": (101, 1), "demo": (401, 12), "1000 x 1024": (101, 1)}
@@ -34,20 +31,19 @@ def contenders(shapes: Shapes) -> list[Contender]:
 
 def promises(found: Rows) -> list[dict[str, Any]]:
     """Returns what is promised of a step, beside what this run measured."""
-    by_name = {(row["case"], row["contender"]): row for row in found}
-
-    def longer(case: str, name: str, than: str) -> float:
-        return float(by_name[case, name]["times_longer_than"][than]["median"])
-
-    share = float(by_name["gpt-30m", OURS]["share_of_copy"]["median"])
+    share = next(
+        float(row["share_of_copy"]["median"])
+        for row in found
+        if (row["case"], row["contender"]) == ("gpt-30m", OURS)
+    )
     foreach, python = "foreach EMA + AdamW(fused)", "Python Grokfast + AdamW(fused)"
-    narrow = longer("gpt-30m", "GrokAdamW, bfloat16 states", FUSED)
+    narrow = longer(found, "gpt-30m", "GrokAdamW, bfloat16 states", FUSED)
     made = [
         Promise("gpt-30m: share of the copy bandwidth", share, ">=", 0.90),
-        Promise(f"gpt-30m: {foreach} takes", longer("gpt-30m", foreach, OURS), ">=", 1.35),
-        Promise(f"gpt-30m: {python} takes", longer("gpt-30m", python, OURS), ">=", 3.5),
-        Promise("demo: of AdamW(fused)", longer("demo", OURS, FUSED), "<=", 0.60),
-        Promise("1000 x 1024: of AdamW(fused)", longer("1000 x 1024", OURS, FUSED), "<=", 0.35),
+        Promise(f"gpt-30m: {foreach} takes", longer(found, "gpt-30m", foreach, OURS), ">=", 1.35),
+        Promise(f"gpt-30m: {python} takes", longer(found, "gpt-30m", python, OURS), ">=", 3.5),
+        Promise("demo: of AdamW(fused)", longer(found, "demo", OURS, FUSED), "<=", 0.60),
+        Promise("1000 x 1024: of AdamW(fused)", longer(found, "1000 x 1024", OURS, FUSED), "<=", 0.35),
         Promise("gpt-30m: bfloat16 states, of AdamW(fused)", narrow, "<=", 1.0),
     ]
     return [promise.record() for promise in made]
@@ -66,15 +62,7 @@ def main() -> None:
         rounds, block = (2, 1) if options.quick else ROUNDS[name]
         entries = contenders(shapes)
         found += rows(name, shapes, entries, interleaved(entries, rounds, block), "milliseconds")
-    kept = promises(found)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(
-        json.dumps({"machine": machine("bench.step_cpu"), "rows": found, "promises": kept}, indent=1) + "\n"
-    )
-    console = Console(width=140)
-    console.print(shown(found, "one step on the CPU"))
-    show_promises(console, kept)
-    console.print(f"recorded in {options.json}")
+    record(found, promises(found), "bench.step_cpu", options.json, "one step on the CPU")
 
 
 if __name__ == "__main__":

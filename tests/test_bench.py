@@ -6,13 +6,14 @@ import sys
 import pytest
 import torch
 
-from bench import step_cpu
+from bench import masks_cpu, step_cpu
 from bench.cases import CPU_CASES, bytes_per_element, demo, gpt2_small
 from bench.contenders import (
     ALPHA,
     LAMB,
     Contender,
     foreach_grokfast,
+    foreach_masked,
     parameters,
     python_grokfast,
     restoring_grads,
@@ -70,6 +71,36 @@ def test_the_baselines_do_the_same_work(grokfast) -> None:
     for a, b in zip(theirs, ours, strict=True):
         # torch fuses and orders its roundings otherwise.
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_usual_way_with_masks_does_the_same_work() -> None:
+    shapes = [(70,), (5, 33)]
+    theirs, ours = parameters(shapes), parameters(shapes)
+    masks = [torch.rand(p.shape, generator=torch.Generator().manual_seed(2)) < 0.5 for p in ours]
+    step, reset = foreach_masked(theirs, masks), restoring_grads(theirs)
+    optimizer = GrokAdamW(ours, alpha=ALPHA, lamb=LAMB, weight_decay=1e-2)
+    optimizer.set_masks(dict(zip(ours, masks, strict=True)))
+    for _ in range(10):
+        reset()
+        step()
+        optimizer.step()
+    for a, b in zip(theirs, ours, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # as above
+
+
+def test_bytes_under_a_mask_are_counted_by_words() -> None:
+    param = torch.zeros(64)
+    half = torch.arange(64) < 32
+    assert masks_cpu.masked_bytes([param], [half | True]) == 36.125
+    assert masks_cpu.masked_bytes([param], [half]) == (36 + 4) / 2 + 0.125
+    assert masks_cpu.masked_bytes([param], [half & False]) == 4.125
+
+
+def test_a_run_under_masks_is_recorded_with_every_row(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["masks_cpu", "--quick", "--json", str(tmp_path / "run.json")])
+    masks_cpu.main()
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (len(record["rows"]), len(record["promises"])) == (11, 4)
 
 
 def test_a_run_is_recorded_with_every_row(tmp_path, monkeypatch) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.report import RECORDS, written_into
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -40,7 +42,7 @@ def test_rooms_of_the_matrix_exist() -> None:
         assert (ROOT / "tests" / name).exists(), name
 
 
-def test_measured_figures_are_those_recorded() -> None:
-    from bench.report import RECORD, written_into
-
-    assert written_into(README, json.loads(RECORD.read_text())) == README
+@pytest.mark.parametrize("document", RECORDS, ids=lambda path: path.name)
+def test_measured_figures_are_those_recorded(document) -> None:
+    text = document.read_text()
+    assert written_into(text, json.loads(RECORDS[document].read_text())) == text
