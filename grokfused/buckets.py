@@ -12,13 +12,13 @@ from torch import Tensor
 from grokfused import backends
 from grokfused.device_scalars import DeviceScalars
 from grokfused.grad_filter import FILTERS, first_ema_step, note_start
+from grokfused.grad_scale import GradScale
 from grokfused.mask import MODES, check_packed, fitting
 from grokfused.scalars import scalar_table, step_scalars
 from grokfused.storage import STATE_DTYPES, is_dense, same_order, state_like
 
 Group = Mapping[str, Any]
 State = dict[str, Any]
-LossScale = Mapping[str, Tensor]  # grad_scale and found_inf, those there are
 # Where a step may be numbered by the device; elsewhere the host waits for what it has to know.
 NUMBERING_DEVICES = ("cuda",)
 STATE_ARRAYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "grad_ema")
@@ -86,9 +86,9 @@ def check_state(param: Tensor, state: Mapping[str, Any], name: str) -> None:
             )
 
 
-def options_of(param: Tensor, state: State, group: Group, decay: str, loss_scaled: bool) -> Options:
+def options_of(param: Tensor, state: State, group: Group, decay: str, scaled: bool) -> Options:
     """Returns which bucket a prepared parameter belongs to."""
-    device_decides = bool(group["capturable"]) or loss_scaled
+    device_decides = bool(group["capturable"]) or scaled
     return Options(
         device=param.device,
         param_dtype=param.dtype,
@@ -195,21 +195,17 @@ class Bucket:
             self.masks,
         ]
 
-    def step_(self, arrays: list[list[Tensor]], scalars: Tensor, loss_scale: LossScale) -> None:
+    def step_(self, arrays: list[list[Tensor]], scalars: Tensor, scale: GradScale) -> None:
         """Updates the bucket in place."""
-        there = {
-            name: number.to(self.device, torch.float32).reshape(()) for name, number in loss_scale.items()
-        }
+        there = {name: number.to(self.device, torch.float32).reshape(()) for name, number in scale.items()}
         self.adamw_step_(*arrays, self.steps, scalars, self.rows, **self.keywords, **there)
 
 
-def into_buckets(
-    members: Iterable[tuple[Tensor, State, Group]], decay: str, loss_scaled: bool
-) -> list[Bucket]:
+def into_buckets(members: Iterable[tuple[Tensor, State, Group]], decay: str, scaled: bool) -> list[Bucket]:
     """Sorts prepared parameters into as few buckets as their options allow."""
     buckets: dict[Options, Bucket] = {}
     for index, (param, state, group) in enumerate(members):
-        options = options_of(param, state, group, decay, loss_scaled)
+        options = options_of(param, state, group, decay, scaled)
         if options not in buckets:
             buckets[options] = Bucket(options)
         buckets[options].add(index, param, state, group)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,20 +10,22 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
-from grokfused.buckets import STATE_ARRAYS, Bucket, LossScale
+from grokfused.buckets import Bucket
 from grokfused.checkpoint import owned_state, saved_states, with_bool_masks
-from grokfused.mask import check_mask, check_mode, pack, unpack, zero_left_out
+from grokfused.grad_scale import clipped, given_scale, max_norm_of
+from grokfused.masking import Masking
 from grokfused.options import check_options, refuse_misspelt
-from grokfused.plan import Arrays, Plan, param_names
-from grokfused.storage import check_has_values, check_param, state_dtype_name
+from grokfused.plan import Arrays, Plan
+from grokfused.storage import check_param, state_dtype_name
 
 
-class GrokAdam(Optimizer):
+class GrokAdam(Masking, Optimizer):
     """Adam on gradients whose slow part is amplified (Grokfast), in one pass over memory.
 
     For each element at step t = 1, 2, ...:
 
         g = g / grad_scale                         under a loss scale; negated if maximize
+        g = g * min(1, max_grad_norm / (|g| + 1e-6))   if max_grad_norm; |g|: the norm of all gradients
         h = alpha * h + (1 - alpha) * g            slow gradient   (Lee et al. 2024, arXiv:2405.20233)
         g = g + lamb * h
         g = g + weight_decay * p                   GrokAdam   (as torch.optim.Adam)
@@ -49,6 +51,12 @@ class GrokAdam(Optimizer):
         lamb: How much of the slow gradient is added. Any finite number. (default: 2.0)
         grad_ema_init: "first": the slow gradient starts as the first gradient, as in the authors'
             code; "zero": it starts as 0. (default: "first")
+        max_grad_norm: Limits the Euclidean norm of all gradients of the optimizer together, in true units,
+            before the filter sees them: ``torch.nn.utils.clip_grad_norm_`` without its pass over the
+            gradients, and equal to it to rounding (the norm is torch's: its last bit may depend on the number
+            of threads). > 0, and equal in all groups. As there, masked elements count, and a norm that is
+            not finite is not caught: NaN makes all parameters NaN, infinity those elements whose gradient is
+            infinite or NaN, while the others step on 0. None: no limit. (default: None)
         maximize: Ascend instead of descend. (default: False)
         capturable: The device numbers the steps of CUDA parameters, and reads a learning rate that is a
             tensor there, so that a CUDA graph may hold the step; hyperparameters that are numbers are
@@ -96,6 +104,7 @@ class GrokAdam(Optimizer):
         alpha: float = 0.98,
         lamb: float = 2.0,
         grad_ema_init: str = "first",
+        max_grad_norm: float | None = None,
         maximize: bool = False,
         capturable: bool = False,
         foreach: bool | None = None,
@@ -129,7 +138,9 @@ class GrokAdam(Optimizer):
                 group["params"] = list(group["params"])
             if "state_dtype" in group:
                 group["state_dtype"] = state_dtype_name(group["state_dtype"])
-            check_options({**self.defaults, **group})
+            options = {**self.defaults, **group}
+            check_options(options)
+            max_norm_of([*self.param_groups, options])
             params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
             for index, param in enumerate(params):
                 named = isinstance(param, tuple)
@@ -162,22 +173,20 @@ class GrokAdam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        loss_scale = self._loss_scale()
-        for bucket, arrays, scalars in self._ready(bool(loss_scale)):
-            bucket.step_(arrays, scalars, loss_scale)
+        scale, max_norm = given_scale(self), max_norm_of(self.param_groups)
+        ready = self._ready(bool(scale) or max_norm is not None)
+        if max_norm is not None:
+            scale = clipped(scale, self._grads(), max_norm)
+        for bucket, arrays, scalars in ready:
+            bucket.step_(arrays, scalars, scale)
         return loss
 
-    def _loss_scale(self) -> LossScale:
-        """Returns what torch.amp.GradScaler has set for this step, checked."""
-        given = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
-        for name, number in given.items():
-            if number is not None and not (isinstance(number, Tensor) and number.numel() == 1):
-                raise TypeError(
-                    f"{name} must be a tensor of one number, as torch.amp.GradScaler sets it, got {number!r}"
-                )
-        return {name: number for name, number in given.items() if number is not None}
+    def _grads(self) -> list[Tensor]:
+        """Returns all gradients there are."""
+        grads = (param.grad for group in self.param_groups for param in group["params"])
+        return [grad for grad in grads if grad is not None]
 
-    def _ready(self, loss_scaled: bool) -> list[tuple[Bucket, Arrays, Tensor]]:
+    def _ready(self, scaled: bool) -> list[tuple[Bucket, Arrays, Tensor]]:
         """Returns the buckets with their tensors and scalars: all is checked, and nothing has changed yet."""
         params = [param for group in self.param_groups for param in group["params"]]
         grads = [param.grad for param in params]
@@ -185,78 +194,13 @@ class GrokAdam(Optimizer):
         if len(found) < len(params):
             params = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
         plan, arrays = self._plan, None
-        if plan is not None and plan.holds(self.param_groups, self.state, params, loss_scaled):
+        if plan is not None and plan.holds(self.param_groups, self.state, params, scaled):
             arrays = plan.arrays(found)
         if plan is None or arrays is None:
             self._plan = None
-            self._plan = plan = Plan(self.param_groups, self.state, params, self.decay, loss_scaled)
+            self._plan = plan = Plan(self.param_groups, self.state, params, self.decay, scaled)
             arrays = plan.arrays(found) or []
         return [(*ready, ready[0].scalars()) for ready in zip(plan.buckets, arrays, strict=True)]
-
-    def set_mask(self, param: Tensor | str, mask: Tensor, mode: str = "zero") -> None:
-        """Puts a parameter under a sparsity mask from now on; see ``set_masks``."""
-        self.set_masks({param: mask}, mode)
-
-    def set_masks(self, masks: Mapping[Any, Tensor], mode: str = "zero") -> None:
-        """Puts parameters under sparsity masks, at any time in training; a mask that was there is replaced.
-
-        Args:
-            masks: Parameter, or its name where the optimizer was given named parameters -> bool tensor of
-                the parameter's shape and on its device, True where an element is kept.
-            mode: "zero": parameter and states are exactly 0 where the mask is False, at once and after every
-                step, whatever the gradient there. "freeze": they are not touched there, bit for bit.
-                (default: "zero")
-
-        Raises:
-            TypeError, ValueError: A mask does not fit, its parameter is not the optimizer's, or there is no
-                such mode; the message names it. Nothing was changed.
-        """
-        check_mode(mode)
-        found = {}
-        for key, mask in masks.items():
-            param, name = self._owned(key)
-            check_has_values(param, name)
-            check_mask(mask, param, name)
-            found[param] = mask
-        self._plan = None
-        for param, mask in found.items():
-            state = self.state[param]
-            state["mask"] = pack(mask, param, mode)
-            if mode == "zero":
-                zero_left_out(mask, [param, *(state[key] for key in STATE_ARRAYS if key in state)])
-
-    def masks(self) -> dict[Tensor, Tensor]:
-        """Returns the masks: parameter -> bool tensor of its shape, True where an element is kept."""
-        return {param: unpack(state["mask"]) for param, state in self.state.items() if "mask" in state}
-
-    def remove_mask(self, param: Tensor | str) -> None:
-        """Lets all elements of a parameter take the step again, from the values and states they have.
-
-        Raises:
-            ValueError: The parameter is not the optimizer's, or has no mask.
-        """
-        owned, name = self._owned(param)
-        if "mask" not in self.state.get(owned, {}):
-            raise ValueError(f"{name} has no mask")
-        self._plan = None
-        del self.state[owned]["mask"]
-
-    def _owned(self, key: object) -> tuple[Tensor, str]:
-        """Returns the parameter that is meant, and how messages call it."""
-        names = param_names(self.param_groups)
-        if isinstance(key, str):
-            for group in self.param_groups:
-                if key in group.get("param_names", ()):
-                    param = group["params"][group["param_names"].index(key)]
-                    return param, names[param]
-            raise ValueError(
-                f"no parameter of this optimizer is called {key!r}: make it with model.named_parameters(), "
-                "or give the parameter itself"
-            )
-        if not isinstance(key, Tensor) or key not in names:
-            shown = f"one of shape {list(key.shape)}" if isinstance(key, Tensor) else repr(key)
-            raise ValueError(f"a mask must be for a parameter of this optimizer, got {shown}")
-        return key, names[key]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state as torch.optim does; a mask is a bool tensor of its parameter's shape."""
@@ -299,6 +243,7 @@ class GrokAdam(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._plan = None
+        self.defaults.setdefault("max_grad_norm", None)  # pickled before there was clipping
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)

@@ -8,6 +8,7 @@ from typing import Any
 
 from grokfused import backends
 from grokfused.grad_filter import FILTERS, INITS
+from grokfused.grad_scale import check_max_norm
 from grokfused.scalars import checked_hyperparameters
 from grokfused.storage import STATE_DTYPES
 
@@ -33,6 +34,7 @@ def check_options(options: dict[str, Any]) -> None:
     for name in ("foreach", "fused"):
         if options[name] not in (None, True, False):
             raise TypeError(f"{name} must be None, True or False, got {options[name]!r}")
+    check_max_norm(options["max_grad_norm"])
     seed = options["seed"]
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be an integer in [0, 2**63), got {seed!r}")

@@ -16,8 +16,8 @@ from grokfused.storage import check_has_values, check_param, fitting_grad
 
 Groups = Sequence[dict[str, Any]]
 Arrays = list[list[Tensor]]
-# The hyperparameters, which schedulers change, only matter to the scalars of a step.
-SCALARS = {"params", "lr", "betas", "eps", "weight_decay", "alpha", "lamb"}
+# The hyperparameters, which schedulers change, only matter to the scalars and the scale of a step.
+SCALARS = {"params", "lr", "betas", "eps", "weight_decay", "alpha", "lamb", "max_grad_norm"}
 
 
 def _same(new: Sequence[Any], old: Sequence[Any]) -> bool:
@@ -65,7 +65,8 @@ class Plan:
         states: The optimizer's states; missing ones are created.
         stepped: The parameters that have a gradient, in the order of the groups.
         decay: "coupled" or "decoupled".
-        loss_scaled: Whether the gradients are those of a scaled loss, and an overflow may cancel the step.
+        scaled: Whether numbers that only the device knows scale the gradients or may cancel the step: a loss
+            scale, clipping.
 
     Raises:
         ValueError, TypeError, RuntimeError, BackendUnavailable: An option, a parameter, a state or a
@@ -78,7 +79,7 @@ class Plan:
         states: dict[Tensor, dict[str, Any]],
         stepped: list[Tensor],
         decay: str,
-        loss_scaled: bool,
+        scaled: bool,
     ) -> None:
         _refuse_capture(stepped)
         for group in groups:
@@ -91,23 +92,23 @@ class Plan:
             check_has_values(param, name)
             check_state(param, states.get(param, {}), name)
             backends.choose(owners[param]["backend"], kind_of(param))
-        self.groups, self.stepped, self.loss_scaled = list(groups), stepped, loss_scaled
+        self.groups, self.stepped, self.scaled = list(groups), stepped, scaled
         self.grads_fit()
         members = [(param, states[param], owners[param]) for param in stepped]
         for member in members:
             prepare_state(*member)
-        self.buckets: list[Bucket] = into_buckets(members, decay, loss_scaled)
+        self.buckets: list[Bucket] = into_buckets(members, decay, scaled)
         self.states = list(states.values())
         self.stepped_states = [state for _, state, _ in members]
         self.kinds = self._kinds()
         self.options = _options(groups)
 
     def holds(
-        self, groups: Groups, states: Mapping[Tensor, Any], stepped: list[Tensor], loss_scaled: bool
+        self, groups: Groups, states: Mapping[Tensor, Any], stepped: list[Tensor], scaled: bool
     ) -> bool:
         """True while no object the buckets were made of was exchanged for another."""
         return (
-            loss_scaled == self.loss_scaled
+            scaled == self.scaled
             and _same(stepped, self.stepped)
             and _same(list(states.values()), self.states)
             and _same(groups, self.groups)

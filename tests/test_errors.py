@@ -130,6 +130,10 @@ def bad_options() -> list[Bad]:
             rows.append(Bad(name, value, TypeError, (name, "True or False", repr(value))))
     for name in ("foreach", "fused"):
         rows.append(Bad(name, "yes", TypeError, (name, "None, True or False", "'yes'")))
+    for value in (0, 0.0, -1.0, NAN, INF, 1e39):
+        rows.append(Bad("max_grad_norm", value, ValueError, ("max_grad_norm", "> 0", repr(value))))
+    for value in ("1", True, [1.0], torch.tensor(1.0)):
+        rows.append(Bad("max_grad_norm", value, TypeError, ("max_grad_norm", "> 0", repr(value))))
     for value in (1.5, "1", None, True):
         rows.append(Bad("seed", value, TypeError, ("seed", "integer", repr(value))))
     # The op takes 64 bits.

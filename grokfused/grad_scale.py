@@ -1,0 +1,105 @@
+"""What multiplies the gradients of a whole step, in the pass itself: a loss scale, clipping, or both.
+
+All of it are numbers of the device, which nobody here asks for: the host does not wait. It must not know how
+a gradient is read.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grokfused.scalars import FLOAT32_MAX
+
+Groups = Sequence[Mapping[str, Any]]
+GradScale = Mapping[str, Tensor]  # the op's grad_scale and found_inf, those there are
+# As torch.nn.utils.clip_grad_norm_ has it: a norm of 0 divides nothing.
+EPS = 1e-6
+
+
+def given_scale(optimizer: object) -> GradScale:
+    """Returns what torch.amp.GradScaler has set for this step, checked."""
+    given = {name: getattr(optimizer, name, None) for name in ("grad_scale", "found_inf")}
+    for name, number in given.items():
+        if number is not None and not (isinstance(number, Tensor) and number.numel() == 1):
+            raise TypeError(
+                f"{name} must be a tensor of one number, as torch.amp.GradScaler sets it, got {number!r}"
+            )
+    return {name: number for name, number in given.items() if number is not None}
+
+
+def check_max_norm(limit: object) -> None:
+    """Raises ValueError or TypeError where a limit is neither None nor a number > 0."""
+    text = "max_grad_norm must be None or a finite number > 0"
+    if limit is None:
+        return
+    if isinstance(limit, bool) or not isinstance(limit, numbers.Real):
+        raise TypeError(f"{text}, got {limit!r} of type {type(limit).__name__}")
+    if not 0 < float(limit) <= FLOAT32_MAX:
+        raise ValueError(f"{text}, got {limit!r}")
+
+
+def max_norm_of(groups: Groups) -> float | None:
+    """Returns the one ``max_grad_norm`` of all groups.
+
+    Raises:
+        ValueError, TypeError: A limit is out of range, or the groups do not agree: there is one norm, that
+            of all gradients.
+    """
+    limits: list[float | None] = [group["max_grad_norm"] for group in groups]
+    for limit in limits:
+        check_max_norm(limit)
+    if any(limit != limits[0] for limit in limits):
+        raise ValueError(
+            "max_grad_norm limits the norm of all gradients together, so it must be equal in all groups, "
+            f"got {limits}: give it to the optimizer instead of a group"
+        )
+    return limits[0] if limits else None
+
+
+@torch.no_grad()
+def total_norm(grads: Sequence[Tensor]) -> Tensor:
+    """Returns the Euclidean norm of all gradients together: float32 [], on the device of the first.
+
+    Of float32 gradients it is that of ``torch.nn.utils.get_total_norm``, to the bit. 16-bit ones are summed
+    in float32 here, where torch rounds the norm of each tensor to 16 bits (float16 ends at 65504).
+    """
+    wide = [grad for grad in grads if grad.dtype is torch.float32]
+    norms = [_whole(torch.nn.utils.get_total_norm(wide))] if wide else []
+    kinds = dict.fromkeys((grad.device, grad.dtype) for grad in grads if grad.dtype is not torch.float32)
+    for kind in kinds:
+        narrow = [grad for grad in grads if (grad.device, grad.dtype) == kind]
+        each: list[Tensor] = list(torch._foreach_norm(narrow, 2.0, dtype=torch.float32))
+        norms.append(_whole(torch.linalg.vector_norm(torch.stack(each))))
+    if len(norms) == 1:
+        return norms[0]
+    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(grads[0].device) for norm in norms]))
+    return total
+
+
+def _whole(norm: Tensor) -> Tensor:
+    """Returns the norm over all ranks where the gradients are DTensors, of which each rank has a part."""
+    full: Callable[[], Tensor] | None = getattr(norm, "full_tensor", None)  # no import of torch.distributed
+    return norm if full is None else full()
+
+
+@torch.no_grad()
+def clipped(scale: GradScale, grads: Sequence[Tensor], max_norm: float) -> GradScale:
+    """Returns the scale that also brings the norm of all gradients, in true units, down to ``max_norm``.
+
+    The coefficient is that of ``torch.nn.utils.clip_grad_norm_``, min(1, max_norm / (norm + 1e-6)). A norm
+    that is NaN makes it NaN, an infinite one 0.
+    """
+    if not grads:
+        return scale
+    norm = total_norm(grads)
+    loss_scale = scale.get("grad_scale")
+    if loss_scale is not None:
+        loss_scale = loss_scale.to(norm.device, torch.float32).reshape(())
+        norm = norm / loss_scale
+    coefficient = (max_norm / (norm + EPS)).clamp(max=1.0)
+    return {**scale, "grad_scale": (1.0 if loss_scale is None else loss_scale) / coefficient}

@@ -1,0 +1,87 @@
+"""The optimizers' sparsity masks: setting, reading and removing them at any time in training."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from grokfused.buckets import STATE_ARRAYS
+from grokfused.mask import check_mask, check_mode, pack, unpack, zero_left_out
+from grokfused.plan import Plan, param_names
+from grokfused.storage import check_has_values
+
+
+class Masking:
+    """The part of an optimizer that puts its parameters under masks; they lie in its state."""
+
+    param_groups: list[dict[str, Any]]
+    state: defaultdict[Tensor, Any]
+    _plan: Plan | None
+
+    def set_mask(self, param: Tensor | str, mask: Tensor, mode: str = "zero") -> None:
+        """Puts a parameter under a sparsity mask from now on; see ``set_masks``."""
+        self.set_masks({param: mask}, mode)
+
+    def set_masks(self, masks: Mapping[Any, Tensor], mode: str = "zero") -> None:
+        """Puts parameters under sparsity masks, at any time in training; a mask that was there is replaced.
+
+        Args:
+            masks: Parameter, or its name where the optimizer was given named parameters -> bool tensor of
+                the parameter's shape and on its device, True where an element is kept.
+            mode: "zero": parameter and states are exactly 0 where the mask is False, at once and after every
+                step, whatever the gradient there. "freeze": they are not touched there, bit for bit.
+                (default: "zero")
+
+        Raises:
+            TypeError, ValueError: A mask does not fit, its parameter is not the optimizer's, or there is no
+                such mode; the message names it. Nothing was changed.
+        """
+        check_mode(mode)
+        found = {}
+        for key, mask in masks.items():
+            param, name = self._owned(key)
+            check_has_values(param, name)
+            check_mask(mask, param, name)
+            found[param] = mask
+        self._plan = None
+        for param, mask in found.items():
+            state = self.state[param]
+            state["mask"] = pack(mask, param, mode)
+            if mode == "zero":
+                zero_left_out(mask, [param, *(state[key] for key in STATE_ARRAYS if key in state)])
+
+    def masks(self) -> dict[Tensor, Tensor]:
+        """Returns the masks: parameter -> bool tensor of its shape, True where an element is kept."""
+        return {param: unpack(state["mask"]) for param, state in self.state.items() if "mask" in state}
+
+    def remove_mask(self, param: Tensor | str) -> None:
+        """Lets all elements of a parameter take the step again, from the values and states they have.
+
+        Raises:
+            ValueError: The parameter is not the optimizer's, or has no mask.
+        """
+        owned, name = self._owned(param)
+        if "mask" not in self.state.get(owned, {}):
+            raise ValueError(f"{name} has no mask")
+        self._plan = None
+        del self.state[owned]["mask"]
+
+    def _owned(self, key: object) -> tuple[Tensor, str]:
+        """Returns the parameter that is meant, and how messages call it."""
+        names = param_names(self.param_groups)
+        if isinstance(key, str):
+            for group in self.param_groups:
+                if key in group.get("param_names", ()):
+                    param = group["params"][group["param_names"].index(key)]
+                    return param, names[param]
+            raise ValueError(
+                f"no parameter of this optimizer is called {key!r}: make it with model.named_parameters(), "
+                "or give the parameter itself"
+            )
+        if not isinstance(key, Tensor) or key not in names:
+            shown = f"one of shape {list(key.shape)}" if isinstance(key, Tensor) else repr(key)
+            raise ValueError(f"a mask must be for a parameter of this optimizer, got {shown}")
+        return key, names[key]
