@@ -14,7 +14,7 @@ from grokfused.buckets import Bucket
 from grokfused.checkpoint import owned_state, saved_states, with_bool_masks
 from grokfused.grad_scale import clipped, given_scale, max_norm_of
 from grokfused.masking import Masking
-from grokfused.options import check_options, refuse_misspelt
+from grokfused.options import check_flag, check_options, refuse_misspelt
 from grokfused.plan import Arrays, Plan
 from grokfused.storage import check_param, state_dtype_name
 
@@ -68,6 +68,11 @@ class GrokAdam(Masking, Optimizer):
             moment with beta2 = 0.999 then stops moving). (default: "stochastic")
         seed: Picks the random bits of stochastic rounding, with step and element index. (default: 0)
         backend: "auto", "native", "triton" or "reference"; see ``grokfused.info()``. (default: "auto")
+        unscales_grads: Whether torch.amp.GradScaler leaves the unscaling to the step. With False it unscales
+            the gradients itself before the step, and leaves the step out after an overflow, as for an
+            optimizer that knows nothing of it: for code that looks at unscaled gradients in between
+            (Lightning and Fabric refuse to clip otherwise). Of the optimizer, not of a group.
+            (default: True)
 
     Under ``torch.amp.GradScaler`` the gradients are unscaled in the same pass, and an overflow changes
     nothing, the step count included; the host does not wait to learn of it.
@@ -85,7 +90,7 @@ class GrokAdam(Masking, Optimizer):
 
     decay = "coupled"
     # torch.amp.GradScaler then sets `grad_scale` and `found_inf` for the time of a step, and leaves the
-    # gradients as they are: they are unscaled in the same pass.
+    # gradients as they are: they are unscaled in the same pass. False by choice: `unscales_grads`.
     _step_supports_amp_scaling = True
     grad_scale: Tensor | None
     found_inf: Tensor | None
@@ -114,15 +119,18 @@ class GrokAdam(Masking, Optimizer):
         state_rounding: str = "stochastic",
         seed: int = 0,
         backend: str = "auto",
+        unscales_grads: bool = True,
         **unknown: Any,
     ) -> None:
         defaults = dict(locals())
         for not_an_option in ("self", "params", "unknown", "__class__"):
             defaults.pop(not_an_option, None)
         refuse_misspelt(unknown, defaults, any_unknown=True)
+        check_flag("unscales_grads", defaults.pop("unscales_grads"))
         defaults["state_dtype"] = state_dtype_name(state_dtype)
         check_options(defaults)
         super().__init__(params, defaults)
+        self._step_supports_amp_scaling = unscales_grads
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters; options it does not name are the optimizer's own.
@@ -239,6 +247,10 @@ class GrokAdam(Masking, Optimizer):
         finally:
             before.remove()
             after.remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"_step_supports_amp_scaling": self._step_supports_amp_scaling}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -22,6 +22,12 @@ CHOICES = {
 FLAGS = ("amsgrad", "maximize", "capturable", "differentiable")
 
 
+def check_flag(name: str, value: object) -> None:
+    """Raises TypeError for what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
 def check_options(options: dict[str, Any]) -> None:
     """Raises ValueError or TypeError naming the first option that is out of its range."""
     checked_hyperparameters(options)
@@ -29,8 +35,7 @@ def check_options(options: dict[str, Any]) -> None:
         if options[name] not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, got {options[name]!r}")
     for name in FLAGS:
-        if not isinstance(options[name], bool):
-            raise TypeError(f"{name} must be True or False, got {options[name]!r}")
+        check_flag(name, options[name])
     for name in ("foreach", "fused"):
         if options[name] not in (None, True, False):
             raise TypeError(f"{name} must be None, True or False, got {options[name]!r}")

@@ -1,5 +1,8 @@
 """Mixed precision: gradients of a scaled loss are unscaled in the pass, and an overflow changes nothing."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from stepping import BACKENDS, OPTIONS, values
@@ -104,6 +107,44 @@ def test_gradscaler_trains_as_without_it(backend, unscaled_by_the_user) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=SCALE, growth_interval=2)
     assert same(train(scaler), train(None))
     assert scaler.get_scale() != SCALE, "the scale has grown and shrunk on the way"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("unscales_grads", [True, False])
+def test_the_scaler_unscales_the_gradients_itself_where_it_is_asked_to(backend, unscales_grads) -> None:
+    param = torch.zeros(3, requires_grad=True)
+    optimizer = GrokAdamW([param], **OPTIONS, backend=backend, unscales_grads=unscales_grads)
+    assert getattr(optimizer, "_step_supports_amp_scaling", False) is unscales_grads
+    plain = GrokAdamW([torch.zeros(3, requires_grad=True)], **OPTIONS, backend=backend)
+    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+    overflow = 1
+    for number in range(4):
+        factor = float("inf") if number == overflow else 1.0 + number
+        param.grad = None
+        (scaler.scale(param.sum()) * factor).backward()
+        scale = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        if number != overflow:
+            left = factor * (scale if unscales_grads else 1.0)
+            assert torch.equal(param.grad, torch.full((3,), left)), "what others see after the step"
+            plain.param_groups[0]["params"][0].grad = torch.full((3,), factor)
+            plain.step()
+    assert same(values(optimizer), values(plain))
+
+
+def test_who_unscales_belongs_to_the_optimizer_and_outlives_copies_and_checkpoints() -> None:
+    optimizer = GrokAdamW([torch.zeros(3, requires_grad=True)], **OPTIONS, unscales_grads=False)
+    assert "unscales_grads" not in optimizer.param_groups[0]
+    for duplicate in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert duplicate._step_supports_amp_scaling is False
+    other = GrokAdamW([torch.zeros(3, requires_grad=True)], **OPTIONS)
+    optimizer.load_state_dict(other.state_dict())
+    assert optimizer._step_supports_amp_scaling is False
+    with pytest.raises(TypeError, match="unscales_grads must be True or False, got 1"):
+        GrokAdamW([torch.zeros(3, requires_grad=True)], **OPTIONS, unscales_grads=1)
+    with pytest.raises(TypeError, match="did you mean 'unscales_grads'"):
+        GrokAdamW([torch.zeros(3, requires_grad=True)], **OPTIONS, unscale_grads=False)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
