@@ -15,12 +15,15 @@ from grokfused.grad_filter import FILTERS, first_ema_step, note_start
 from grokfused.grad_scale import GradScale
 from grokfused.mask import MODES, check_packed, fitting
 from grokfused.scalars import scalar_table, step_scalars
+from grokfused.sharding import is_sharded, local, shards, unlike
 from grokfused.storage import STATE_DTYPES, is_dense, same_order, state_like
 
 Group = Mapping[str, Any]
 State = dict[str, Any]
 # Where a step may be numbered by the device; elsewhere the host waits for what it has to know.
 NUMBERING_DEVICES = ("cuda",)
+# Options that decide where a parameter goes, not what happens to it.
+NOT_FOR_THE_OP = ("device", "param_dtype", "state_dtype", "backend", "numbers_on_device", "sharded")
 STATE_ARRAYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "grad_ema")
 
 
@@ -37,6 +40,7 @@ class Options(NamedTuple):
     state_rounding: str
     seed: int
     numbers_on_device: bool
+    sharded: bool
 
 
 def _used_arrays(grad_filter: str, amsgrad: bool) -> tuple[str, ...]:
@@ -57,13 +61,13 @@ def prepare_state(param: Tensor, state: State, group: Group) -> None:
             state[name] = state_like(param, dtype)
             if name == "grad_ema":
                 note_start(state)
-        elif is_dense(param) and not same_order(param, state[name]):
+        elif is_dense(local(param)) and not same_order(local(param), local(state[name])):
             state[name] = state_like(param, state[name].dtype, state[name])
 
 
 def kind_of(param: Tensor) -> backends.Kind:
     """Returns what a backend must know of a parameter."""
-    return backends.Kind(param.device.type, is_dense(param))
+    return backends.Kind(param.device.type, is_dense(local(param)))
 
 
 def check_state(param: Tensor, state: Mapping[str, Any], name: str) -> None:
@@ -80,6 +84,9 @@ def check_state(param: Tensor, state: Mapping[str, Any], name: str) -> None:
             own, other = getattr(param, what), getattr(value, what)
             if own != other:
                 raise RuntimeError(f"the state {key!r} of {name} must have {what} {own}, got {other}")
+        difference = unlike(param, value)
+        if difference:
+            raise RuntimeError(f"the state {key!r} of {name} {difference}")
         if value.dtype not in STATE_DTYPES.values() or value.dtype != state["exp_avg"].dtype:
             raise RuntimeError(
                 f"the states of {name} must all be float32 or all bfloat16, {key!r} is {value.dtype}"
@@ -101,6 +108,7 @@ def options_of(param: Tensor, state: State, group: Group, decay: str, scaled: bo
         state_rounding=group["state_rounding"],
         seed=group["seed"],
         numbers_on_device=device_decides and param.device.type in NUMBERING_DEVICES,
+        sharded=is_sharded(param),
     )
 
 
@@ -110,14 +118,15 @@ class Bucket:
     def __init__(self, options: Options) -> None:
         self.adamw_step_ = backends.stepper(options.backend)
         self.keywords = options._asdict()
-        for not_for_the_op in ("device", "param_dtype", "state_dtype", "backend", "numbers_on_device"):
+        for not_for_the_op in NOT_FOR_THE_OP:
             del self.keywords[not_for_the_op]
         self.device = options.device if options.numbers_on_device else torch.device("cpu")
         self.numbers_on_device = options.numbers_on_device
         used = _used_arrays(options.grad_filter, options.amsgrad)
         self.uses = [(name, name in used) for name in STATE_ARRAYS]
         self.indices: list[int] = []
-        self.params: list[Tensor] = []
+        self.owned: list[Tensor] = []  # the parameters as the user holds them
+        self.sharded = options.sharded
         self.states: list[State] = []
         self.groups: list[Group] = []  # the distinct ones
         self.group_numbers: list[int] = []  # parameter -> its group among them
@@ -127,7 +136,7 @@ class Bucket:
     def add(self, index: int, param: Tensor, state: State, group: Group) -> None:
         """Appends a parameter; ``index`` is the place of its gradient among all gradients."""
         self.indices.append(index)
-        self.params.append(param)
+        self.owned.append(param)
         self.states.append(state)
         if not any(group is known for known in self.groups):
             self.groups.append(group)
@@ -156,7 +165,7 @@ class Bucket:
         self.masks: list[Tensor] = []
         self.keywords["mask_modes"] = []
         if any(packed):
-            none = torch.empty(0, dtype=torch.int32, device=self.params[0].device)
+            none = torch.empty(0, dtype=torch.int32, device=self.owned[0].device)
             self.masks = [mask.words if mask else none for mask in packed]
             self.keywords["mask_modes"] = [MODES.index(mask.mode) if mask else 0 for mask in packed]
 
@@ -184,21 +193,25 @@ class Bucket:
         )
 
     def arrays(self, grads: list[Tensor]) -> list[list[Tensor]]:
-        """Returns params, grads, states and masks for the backend; ``grads``: of all that have one."""
+        """Returns params, grads, states and masks for the backend: of DTensors, this process's shards.
+
+        Args:
+            grads: Of all that have one; shards too.
+        """
         if len(grads) != len(self.indices):
             grads = [grads[index] for index in self.indices]
         states = self.states
-        return [
-            self.params,
-            grads,
-            *([state[name] for state in states] if used else [] for name, used in self.uses),
-            self.masks,
-        ]
+        used = [[state[name] for state in states] if used else [] for name, used in self.uses]
+        if self.sharded:
+            return [shards(self.owned), grads, *map(shards, used), self.masks]
+        return [self.owned, grads, *used, self.masks]
 
     def step_(self, arrays: list[list[Tensor]], scalars: Tensor, scale: GradScale) -> None:
         """Updates the bucket in place."""
         there = {name: number.to(self.device, torch.float32).reshape(()) for name, number in scale.items()}
         self.adamw_step_(*arrays, self.steps, scalars, self.rows, **self.keywords, **there)
+        if self.sharded:  # the backend did this for the shards; autograd looks at the DTensors
+            torch.autograd.graph.increment_version(self.owned)
 
 
 def into_buckets(members: Iterable[tuple[Tensor, State, Group]], decay: str, scaled: bool) -> list[Bucket]:

@@ -12,18 +12,25 @@ from torch import Tensor
 
 from grokfused.buckets import STATE_ARRAYS
 from grokfused.mask import check_mask, check_mode, pack, unpack, zero_left_out
+from grokfused.sharding import unlike
 from grokfused.storage import STATE_DTYPES, state_dtype_name, state_like
 
+TO_RESHARD = "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict spreads a state dict anew"
 MASK = {"mask", "mask_mode"}  # of a saved state
 
 
-def with_bool_masks(state_dict: dict[str, Any]) -> dict[str, Any]:
+def with_bool_masks(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> dict[str, Any]:
     """Returns the state dict with each packed mask as a bool tensor ``mask`` and its ``mask_mode``.
 
     So a checkpoint can be read, cut and merged like any other state of the parameter's shape.
+
+    Args:
+        groups: The optimizer's parameter groups.
+        state_dict: Its state dict, in which parameters have numbers.
     """
+    params = [param for group in groups for param in group["params"]]
     states = {
-        key: {**state, "mask": unpack(state["mask"]), "mask_mode": state["mask"].mode}
+        key: {**state, "mask": unpack(state["mask"], params[key]), "mask_mode": state["mask"].mode}
         if "mask" in state
         else state
         for key, state in state_dict["state"].items()
@@ -83,6 +90,9 @@ def _check_state(param: Tensor, state: Mapping[str, Any], dtype: torch.dtype, na
                 f"{name}[{key!r}] has shape {list(value.shape)}, its parameter {list(param.shape)}: "
                 "the state dict belongs to another model"
             )
+        difference = unlike(param, value)
+        if difference:
+            raise ValueError(f"{name}[{key!r}] {difference}: {TO_RESHARD}")
         if torch.promote_types(value.dtype, dtype) is not dtype:
             raise ValueError(
                 f"{name}[{key!r}] is {value.dtype} and would lose bits as {dtype}: make the optimizer "

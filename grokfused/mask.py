@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from grokfused.reference import LANES, kept_elements, memory_order
+from grokfused.sharding import local, sharded_like, unlike
 
 # What becomes of the elements left out: they are 0, or stay as they are. A mode's place is its number.
 MODES = ("zero", "freeze")
@@ -23,7 +24,8 @@ class PackedMask(NamedTuple):
     """A mask as it lies in an optimizer's state.
 
     ``words`` is int32 [elements / 32, rounded up], the elements being those of ``shape`` with the dimensions
-    in ``order`` (``reference.memory_order`` of the parameter); ``mode`` is a name in ``MODES``.
+    in ``order`` (``reference.memory_order`` of the parameter); ``mode`` is a name in ``MODES``. Of a DTensor it
+    is the mask of this process's shard.
     """
 
     words: Tensor
@@ -40,6 +42,7 @@ def pack(mask: Tensor, param: Tensor, mode: str) -> PackedMask:
         param: The parameter; only its layout matters.
         mode: A name in ``MODES``.
     """
+    mask, param = local(mask), local(param)
     order = tuple(memory_order(param))
     flat = mask.permute(order).reshape(-1)
     bits = flat.new_zeros(-(-flat.numel() // LANES) * LANES, dtype=torch.uint8)
@@ -49,8 +52,12 @@ def pack(mask: Tensor, param: Tensor, mode: str) -> PackedMask:
     return PackedMask(words, mask.shape, order, mode)
 
 
-def unpack(packed: PackedMask) -> Tensor:
-    """Returns a packed mask as bool, in its parameter's shape and memory order."""
+def unpack(packed: PackedMask, param: Tensor) -> Tensor:
+    """Returns a packed mask as bool, in its parameter's shape and memory order; of a DTensor, a DTensor."""
+    return sharded_like(param, _unpacked(packed))
+
+
+def _unpacked(packed: PackedMask) -> Tensor:
     shape, order = packed.shape, packed.order
     kept = kept_elements(packed.words, shape.numel()).view([shape[dim] for dim in order])
     return kept.permute([order.index(dim) for dim in range(len(order))])
@@ -58,9 +65,9 @@ def unpack(packed: PackedMask) -> Tensor:
 
 def fitting(packed: PackedMask, param: Tensor) -> PackedMask:
     """Returns the mask in the parameter's memory order, packed anew where it was in another."""
-    if tuple(memory_order(param)) == packed.order:
+    if tuple(memory_order(local(param))) == packed.order:
         return packed
-    return pack(unpack(packed), param, packed.mode)
+    return pack(_unpacked(packed), param, packed.mode)
 
 
 def check_mask(mask: object, param: Tensor, name: str, *, any_device: bool = False) -> None:
@@ -77,12 +84,15 @@ def check_mask(mask: object, param: Tensor, name: str, *, any_device: bool = Fal
         own, other = getattr(param, what), getattr(mask, what)
         if own != other:
             raise ValueError(f"the mask of {name} must have its {what} {own}, got {other}")
+    difference = unlike(param, mask)
+    if difference:
+        raise ValueError(f"the mask of {name} {difference}")
 
 
 def check_packed(packed: PackedMask, param: Tensor, name: str) -> None:
     """Raises RuntimeError where a mask in a state fits its parameter no longer."""
     for what, mine in (("shape", packed.shape), ("device", packed.words.device)):
-        own = getattr(param, what)
+        own = getattr(local(param), what)
         if own != mine:
             raise RuntimeError(
                 f"the mask of {name} was set for {what} {mine}, the parameter has {own}: set it again"
@@ -99,7 +109,7 @@ def check_mode(mode: object) -> None:
 def zero_left_out(mask: Tensor, arrays: Iterable[Tensor]) -> None:
     """Sets to 0, by selection, what a mask leaves out of a parameter and its states."""
     for array in arrays:
-        array.masked_fill_(~mask, 0)
+        local(array).masked_fill_(~local(mask), 0)
 
 
 def from_prune(module: nn.Module) -> dict[str, Tensor]:

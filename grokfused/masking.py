@@ -55,7 +55,7 @@ class Masking:
 
     def masks(self) -> dict[Tensor, Tensor]:
         """Returns the masks: parameter -> bool tensor of its shape, True where an element is kept."""
-        return {param: unpack(state["mask"]) for param, state in self.state.items() if "mask" in state}
+        return {param: unpack(state["mask"], param) for param, state in self.state.items() if "mask" in state}
 
     def remove_mask(self, param: Tensor | str) -> None:
         """Lets all elements of a parameter take the step again, from the values and states they have.

@@ -12,7 +12,8 @@ from torch import Tensor
 from grokfused import backends
 from grokfused.buckets import STATE_ARRAYS, Bucket, check_state, into_buckets, kind_of, prepare_state
 from grokfused.options import check_options
-from grokfused.storage import check_has_values, check_param, fitting_grad
+from grokfused.sharding import local, local_grads, spec_of
+from grokfused.storage import check_grad, check_has_values, check_param, fitting_grad
 
 Groups = Sequence[dict[str, Any]]
 Arrays = list[list[Tensor]]
@@ -92,8 +93,11 @@ class Plan:
             check_has_values(param, name)
             check_state(param, states.get(param, {}), name)
             backends.choose(owners[param]["backend"], kind_of(param))
+            if param.grad is not None:
+                check_grad(param, param.grad, name)
         self.groups, self.stepped, self.scaled = list(groups), stepped, scaled
-        self.grads_fit()
+        self.specs = [spec_of(param) for param in stepped]
+        self.sharded = any(spec is not None for spec in self.specs)
         members = [(param, states[param], owners[param]) for param in stepped]
         for member in members:
             prepare_state(*member)
@@ -129,12 +133,15 @@ class Plan:
         Raises:
             RuntimeError: A gradient or a state does not fit its parameter; nothing was changed.
         """
-        try:
-            found = [bucket.arrays(grads) for bucket in self.buckets]
-        except KeyError:  # someone has deleted a state
-            return None
-        if all(bucket.adamw_step_.knows(*arrays) for bucket, arrays in zip(self.buckets, found, strict=True)):
-            return found
+        shards = local_grads(grads, self.specs) if self.sharded else grads
+        if shards is not None:
+            try:
+                found = [bucket.arrays(shards) for bucket in self.buckets]
+            except KeyError:  # someone has deleted a state
+                return None
+            pairs = zip(self.buckets, found, strict=True)
+            if all(bucket.adamw_step_.knows(*arrays) for bucket, arrays in pairs):
+                return found
         if self._kinds() != self.kinds:
             return None
         fitting = self.grads_fit()
@@ -145,14 +152,17 @@ class Plan:
         states = [state[name] for state in self.stepped_states for name in STATE_ARRAYS if name in state]
         return [
             (t.device, t.dtype, t.shape, t.layout is torch.strided and t.stride())
-            for t in [*self.stepped, *states]
+            for t in map(local, [*self.stepped, *states])
         ]
 
     @torch.no_grad()
     def grads_fit(self) -> list[Tensor]:
         """Checks every gradient and copies those that lie in another order than their parameter."""
-        return [
-            fitting_grad(param, param.grad, name)
+        named = [
+            (param, param.grad, name)
             for param, name in zip(self.stepped, self.names, strict=True)
             if param.grad is not None
         ]
+        for each in named:
+            check_grad(*each)
+        return [fitting_grad(param, grad) for param, grad, _ in named]

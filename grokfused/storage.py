@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from grokfused.sharding import gathered_grad, is_partial, local, sharded_like, unlike
+
 PARAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -56,7 +58,9 @@ def check_param(param: object, name: str) -> None:
         raise TypeError(f"{name} must be float32, bfloat16 or float16, got {param.dtype}")
     if param.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense tensor, got layout {param.layout}")
-    if overlaps_itself(param):
+    if is_partial(param):
+        raise ValueError(f"{name} is a DTensor that is still to be summed (Partial): redistribute it first")
+    if overlaps_itself(local(param)):
         raise ValueError(
             f"{name} overlaps itself in memory (shape {list(param.shape)}, strides "
             f"{list(param.stride())}): optimize the tensor it was expanded from"
@@ -69,12 +73,8 @@ def check_has_values(param: Tensor, name: str) -> None:
         raise ValueError(f"{name} is on the meta device and has no values to update; materialize it first")
 
 
-def fitting_grad(param: Tensor, grad: Tensor, name: str) -> Tensor:
-    """Returns the gradient in the parameter's memory order, copied only if it lies otherwise.
-
-    Raises:
-        RuntimeError: The gradient is sparse, or has another shape, dtype or device.
-    """
+def check_grad(param: Tensor, grad: Tensor, name: str) -> None:
+    """Raises RuntimeError where a gradient is sparse, or has another shape, dtype, device or mesh."""
     if grad.layout is not torch.strided:
         raise RuntimeError(
             f"the gradient of {name} is {grad.layout}: GrokAdam and GrokAdamW do not support sparse "
@@ -84,6 +84,17 @@ def fitting_grad(param: Tensor, grad: Tensor, name: str) -> Tensor:
         own, other = getattr(param, what), getattr(grad, what)
         if own != other:
             raise RuntimeError(f"the gradient of {name} must have {what} {own}, got {other}")
+    difference = unlike(param, grad, any_placements=True)
+    if difference:
+        raise RuntimeError(f"the gradient of {name} {difference}")
+
+
+def fitting_grad(param: Tensor, grad: Tensor) -> Tensor:
+    """Returns a checked gradient, its shard where it is sharded, in the parameter's memory order.
+
+    It is copied only if it lies otherwise, and moved between processes only if it is spread otherwise.
+    """
+    grad, param = gathered_grad(param, grad), local(param)
     if grad._is_zerotensor():  # torch's promise of zeros, without memory of its own
         return torch.zeros_like(param)
     if same_order(param, grad) or not is_dense(param):
@@ -99,5 +110,5 @@ def same_order(a: Tensor, b: Tensor) -> bool:
 
 def state_like(param: Tensor, dtype: torch.dtype, value: Tensor | None = None) -> Tensor:
     """Returns a state of the parameter's shape, device and memory order: zeros, or a copy of value."""
-    state = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-    return state if value is None else state.copy_(value)
+    state = torch.zeros_like(local(param), dtype=dtype, memory_format=torch.preserve_format)
+    return sharded_like(param, state if value is None else state.copy_(local(value)))
