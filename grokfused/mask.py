@@ -24,8 +24,8 @@ class PackedMask(NamedTuple):
     """A mask as it lies in an optimizer's state.
 
     ``words`` is int32 [elements / 32, rounded up], the elements being those of ``shape`` with the dimensions
-    in ``order`` (``reference.memory_order`` of the parameter); ``mode`` is a name in ``MODES``. Of a DTensor it
-    is the mask of this process's shard.
+    in ``order`` (``reference.memory_order`` of the parameter); ``mode`` is a name in ``MODES``. Of a
+    DTensor it is the mask of this process's shard.
     """
 
     words: Tensor

@@ -213,7 +213,9 @@ class GrokAdam(Masking, Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Returns the state as torch.optim does; a mask is a bool tensor of its parameter's shape."""
         # A hook, so that those of others see what is saved.
-        hook = self.register_state_dict_post_hook(lambda _, found: with_bool_masks(self.param_groups, found), prepend=True)
+        hook = self.register_state_dict_post_hook(
+            lambda _, found: with_bool_masks(self.param_groups, found), prepend=True
+        )
         try:
             return super().state_dict()
         finally:

@@ -1,7 +1,7 @@
-"""Parameters that are spread over processes (DTensor: FSDP2, tensor parallelism): each process steps its shard.
+"""Parameters spread over processes (DTensor: FSDP2, tensor parallelism): each process steps its shard.
 
 All that is known of DTensor stands here. A program that has none never imports it: it takes longer than
-the rest of grokfused. Only ``gathered_grad`` communicates, and only for a gradient laid out unlike its parameter.
+the rest of grokfused. Only ``gathered_grad`` communicates, for a gradient laid out unlike its parameter.
 """
 
 from __future__ import annotations
