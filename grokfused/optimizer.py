@@ -13,6 +13,7 @@ from torch.optim import optimizer as torch_optimizer
 from grokfused.buckets import Bucket
 from grokfused.checkpoint import owned_state, saved_states, with_bool_masks
 from grokfused.grad_scale import clipped, given_scale, max_norm_of
+from grokfused.in_backward import StepInBackward
 from grokfused.masking import Masking
 from grokfused.options import check_flag, check_options, refuse_misspelt
 from grokfused.plan import Arrays, Plan
@@ -95,6 +96,7 @@ class GrokAdam(Masking, Optimizer):
     grad_scale: Tensor | None
     found_inf: Tensor | None
     _plan: Plan | None = None  # made anew when it no longer holds; not part of the pickled state
+    _in_backward: StepInBackward | None = None  # not part of it either: its hooks are those of our parameters
 
     def __init__(
         self,
@@ -181,6 +183,9 @@ class GrokAdam(Masking, Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._in_backward is not None:
+            self._in_backward.check()
+            return loss
         scale, max_norm = given_scale(self), max_norm_of(self.param_groups)
         ready = self._ready(bool(scale) or max_norm is not None)
         if max_norm is not None:

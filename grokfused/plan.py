@@ -68,6 +68,7 @@ class Plan:
         decay: "coupled" or "decoupled".
         scaled: Whether numbers that only the device knows scale the gradients or may cancel the step: a loss
             scale, clipping.
+        names: What messages call the parameters. (default: ``param_names`` of the groups)
 
     Raises:
         ValueError, TypeError, RuntimeError, BackendUnavailable: An option, a parameter, a state or a
@@ -81,12 +82,13 @@ class Plan:
         stepped: list[Tensor],
         decay: str,
         scaled: bool,
+        names: Mapping[Tensor, str] | None = None,
     ) -> None:
         _refuse_capture(stepped)
         for group in groups:
             check_options(group)
         owners = {param: group for group in groups for param in group["params"]}
-        every_name = param_names(groups)
+        every_name = param_names(groups) if names is None else names
         self.names = [every_name[param] for param in stepped]
         for param, name in zip(stepped, self.names, strict=True):
             check_param(param, name)
