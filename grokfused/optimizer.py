@@ -67,7 +67,8 @@ class GrokAdam(Masking, Optimizer):
         state_dtype: torch.float32 or torch.bfloat16, the dtype of all states. (default: torch.float32)
         state_rounding: How bfloat16 states are rounded: "stochastic" (unbiased) or "nearest" (a second
             moment with beta2 = 0.999 then stops moving). (default: "stochastic")
-        seed: Picks the random bits of stochastic rounding, with step and element index. (default: 0)
+        seed: Picks the random bits of stochastic rounding, with step and element index (of a DTensor, the
+            index in this process's shard). (default: 0)
         backend: "auto", "native", "triton" or "reference"; see ``grokfused.info()``. (default: "auto")
         unscales_grads: Whether torch.amp.GradScaler leaves the unscaling to the step. With False it unscales
             the gradients itself before the step, and leaves the step out after an overflow, as for an

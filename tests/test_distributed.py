@@ -77,3 +77,17 @@ def test_what_two_processes_saved_resumes_exactly_on_one_and_on_three(said_by_tw
     groups = [Group(world_size, folder, "load") for world_size in (1, 3)]
     for said in [said for group in groups for said in group.finish()]:
         assert "held: load\n" in said, said
+
+
+def test_the_example_trains_on_two_processes_and_goes_on_with_one(tmp_path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for count, end in (2, 2), (1, 4):
+        command = f"-m torch.distributed.run --standalone --nproc-per-node {count} -m grokfused.lab.sharded"
+        ran = subprocess.run(
+            [sys.executable, *command.split(), "--steps", "2", "--checkpoint", str(tmp_path / "saved")],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=SECONDS,
+        )
+        assert f"step {end} on {count} process" in ran.stdout, ran.stderr
