@@ -18,3 +18,13 @@ def values(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
             value = state.words if key == "mask" else state
             found[f"{index} {key}"] = torch.as_tensor(value).clone()
     return found
+
+
+def ulps_of_the_largest(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference, in units of the last place of the largest element.
+
+    Elements near 0 have far smaller units, but got there by subtracting numbers of the largest one's size.
+    """
+    largest = theirs.abs().max()
+    ulp = torch.nextafter(largest, torch.tensor(torch.inf)) - largest
+    return ((ours - theirs).abs().max() / ulp).item()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from stepping import ADAM, BACKENDS, OPTIONS, values
+from stepping import ADAM, BACKENDS, OPTIONS, ulps_of_the_largest, values
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
@@ -42,16 +42,6 @@ def assert_same_bits(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None
     assert ours.keys() == theirs.keys()
     different = {name: differing_bits(ours[name], theirs[name]) for name in ours}
     assert different == dict.fromkeys(different, 0)
-
-
-def ulps_of_the_largest(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference, in units of the last place of the largest element.
-
-    Elements near 0 have far smaller units, but got there by subtracting numbers of the largest one's size.
-    """
-    largest = theirs.abs().max()
-    ulp = torch.nextafter(largest, torch.tensor(torch.inf)) - largest
-    return ((ours - theirs).abs().max() / ulp).item()
 
 
 # --- torch.optim and the paper ---------------------------------------------------------------------------
