@@ -50,7 +50,8 @@ def _used_arrays(grad_filter: str, amsgrad: bool) -> tuple[str, ...]:
 
 def prepare_state(param: Tensor, state: State, group: Group) -> None:
     """Creates the states a parameter lacks, and brings those of another memory order into its own."""
-    state.setdefault("step", torch.zeros(()))
+    # Whatever default dtype or device someone has set.
+    state.setdefault("step", torch.zeros((), dtype=torch.float32, device="cpu"))
     if "mask" in state:
         state["mask"] = fitting(state["mask"], param)
     dtype = STATE_DTYPES[group["state_dtype"]]
@@ -150,7 +151,7 @@ class Bucket:
         arithmetic of a small model.
         """
         counts = [float(state["step"]) for state in self.states]
-        self.steps = torch.tensor(counts, device=self.device)
+        self.steps = torch.tensor(counts, dtype=torch.float32, device=self.device)
         self._collect_masks()
         self.step_views = list(self.steps.unbind())
         for state, view in zip(self.states, self.step_views, strict=True):

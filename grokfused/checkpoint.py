@@ -113,6 +113,6 @@ def owned_state(param: Tensor, dtype: torch.dtype, saved: Mapping[str, Any]) -> 
             zero_left_out(mask, [state[key] for key in STATE_ARRAYS if key in state])
     if "step" not in state:
         return state
-    step = torch.as_tensor(state["step"], dtype=torch.float32).reshape(())
+    step = torch.as_tensor(state["step"], dtype=torch.float32, device="cpu").reshape(())
     state["step"] = step.detach().cpu().clone()
     return state

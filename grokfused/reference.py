@@ -93,7 +93,9 @@ def unscaled(scalars: Scalars, grad_scale: Tensor | None) -> Scalars:
     """Returns the numbers for gradients of a loss that was multiplied by ``grad_scale``, rounded once."""
     if grad_scale is None:
         return scalars
-    factor = torch.tensor([scalars.grad_factor]) / grad_scale.reshape(1).cpu()
+    factor = (
+        torch.tensor([scalars.grad_factor], dtype=torch.float32, device="cpu") / grad_scale.reshape(1).cpu()
+    )
     return scalars._replace(grad_factor=factor.item())
 
 
@@ -124,7 +126,7 @@ def scramble(bits: Tensor) -> Tensor:
 
 def random_key(seed: int, step: float) -> Tensor:
     """Returns the key (int64 []) of one step's random bits."""
-    return scramble(scramble(torch.tensor(seed & _UINT32)) ^ int(step))
+    return scramble(scramble(torch.tensor(seed & _UINT32, device="cpu")) ^ int(step))
 
 
 def random_bits(count: int, key: Tensor) -> Tensor:
@@ -133,7 +135,7 @@ def random_bits(count: int, key: Tensor) -> Tensor:
     All states of an element are rounded with the same ones: each stays without bias, and states that are
     equal, as the two second moments of AMSGrad often are, stay equal.
     """
-    bits = ((key ^ (torch.arange(count) & _UINT32)) * 0x2C1B3C6D) & _UINT32
+    bits = ((key ^ (torch.arange(count, device="cpu") & _UINT32)) * 0x2C1B3C6D) & _UINT32
     return (((bits ^ (bits >> 16)) * 0x297A2D39) & _UINT32) >> 16
 
 

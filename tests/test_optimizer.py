@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -763,6 +764,41 @@ def test_results_do_not_depend_on_how_parameters_are_grouped(backend, state_dtyp
         results.append(values(optimizer))
     for other in results[1:]:
         assert_same_bits(results[0], other)
+
+
+@contextmanager
+def default(value: torch.dtype | torch.device) -> Iterator[None]:
+    """Sets a default dtype or device of torch, for a while."""
+    if isinstance(value, torch.device):
+        with value:
+            yield
+        return
+    torch.set_default_dtype(value)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("value", [torch.float64, torch.bfloat16, torch.device("meta")], ids=str)
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_results_do_not_depend_on_torchs_default_dtype_and_device(backend, state_dtype, value) -> None:
+    results = []
+    for context in (nullcontext(), default(value)):
+        optimizer = GrokAdamW(mixed_params(), state_dtype=state_dtype, backend=backend, **OPTIONS)
+        for param in optimizer.param_groups[0]["params"]:
+            param.grad = torch.ones_like(param)
+        optimizer.grad_scale = torch.tensor(3.0)
+        with context:
+            optimizer.step()
+            state_dict = optimizer.state_dict()
+            for state in state_dict["state"].values():
+                state["step"] = 7
+            optimizer.load_state_dict(state_dict)
+            optimizer.step()
+        results.append(values(optimizer))
+    assert_same_bits(*results)
 
 
 @pytest.fixture
