@@ -170,7 +170,8 @@ class GrokAdam(Masking, Optimizer):
             What the closure returned, or None.
         """
         if _observed(self):
-            return _observed_step(self, closure)
+            # Hooks are shown the arguments that were given.
+            return _observed_step(self) if closure is None else _observed_step(self, closure)
         return self._step(closure)
 
     # torch would wrap `step` to run hooks and to tell the profiler, at a fixed price per step that is
@@ -178,7 +179,7 @@ class GrokAdam(Masking, Optimizer):
     step.hooked = True  # type: ignore[attr-defined]
 
     @torch.no_grad()
-    def _step(self, closure: Callable[[], Any] | None) -> Any:
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         self._accelerator_graph_capture_health_check()
         loss = None
         if closure is not None:

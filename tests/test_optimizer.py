@@ -725,6 +725,19 @@ def test_step_hooks_run_once_around_every_step() -> None:
     assert len(seen) == 6
 
 
+def test_step_hooks_are_shown_the_arguments_that_were_given() -> None:
+    optimizer = GrokAdamW([new_param(9)], **OPTIONS)
+    seen = []
+    optimizer.register_step_pre_hook(lambda who, *given: seen.append(given))
+    optimizer.register_step_post_hook(lambda who, *given: seen.append(given))
+
+    def closure() -> None: ...
+
+    optimizer.step()
+    optimizer.step(closure)
+    assert seen == [((optimizer,), {})] * 2 + [((optimizer, closure), {})] * 2
+
+
 def test_global_step_hooks_see_it_too() -> None:
     from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
