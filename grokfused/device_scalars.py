@@ -17,11 +17,16 @@ from grokfused.scalars import Hyperparameters, checked_hyperparameters, derive, 
 Group = Mapping[str, Any]
 
 
+def _rates(group: Group) -> tuple[Any, ...]:
+    """Returns what may be a tensor, in the order of ``Hyperparameters``."""
+    return (group["lr"], *group["betas"])
+
+
 class DeviceScalars:
     """Makes the table of scalars on the device: one row per tensor.
 
     A hyperparameter that is a number is copied to the device when it changes, and a graph replays the one
-    that was captured. A learning rate that is a tensor of the device is read there in every step.
+    that was captured. A learning rate or a beta that is a tensor of the device is read there in every step.
 
     Args:
         groups: The distinct parameter groups.
@@ -52,28 +57,33 @@ class DeviceScalars:
         if numbers != self.copied:
             by_group = torch.tensor(numbers, dtype=torch.float64, device=self.device)
             self.by_tensor = by_group[self.group_numbers].T.contiguous()
-            self.rates = by_group[:, 0].unbind()
+            self.rates = [rate.unbind() for rate in by_group.T[: len(_rates(self.groups[0]))]]
             self.copied = numbers
-        lr, beta1, beta2, eps, weight_decay, alpha, lamb, factor = self.by_tensor.unbind()
-        if any(self._reads_lr(group) for group in self.groups):
-            rates = [
-                group["lr"].detach().double().reshape(()) if self._reads_lr(group) else rate
-                for group, rate in zip(self.groups, self.rates, strict=True)
-            ]
-            lr = torch.stack(rates)[self.group_numbers]
+        columns = list(self.by_tensor.unbind())
+        for index, given in enumerate(zip(*map(_rates, self.groups), strict=True)):
+            if any(map(self._reads, given)):
+                rates = [
+                    value.detach().double().reshape(()) if self._reads(value) else rate
+                    for value, rate in zip(given, self.rates[index], strict=True)
+                ]
+                columns[index] = torch.stack(rates)[self.group_numbers]
+        lr, beta1, beta2, eps, weight_decay, alpha, lamb, factor = columns
         step = steps.double() + 1.0
         alpha = alpha * (step != self.ema_starts)
         values: Any = Hyperparameters(lr, (beta1, beta2), eps, weight_decay, alpha, lamb)  # type: ignore[arg-type]
         row: Any = derive(values, step=step, grad_factor=factor, sqrt=torch.sqrt)
         return torch.stack(row, dim=1).float()
 
-    def _reads_lr(self, group: Group) -> bool:
-        """True when the learning rate is a tensor whose value the host must not ask for."""
-        lr = group["lr"]
-        return isinstance(lr, Tensor) and lr.device == self.device and lr.numel() == 1
+    def _reads(self, value: object) -> bool:
+        """True for a tensor whose value the host must not ask for."""
+        return isinstance(value, Tensor) and value.device == self.device and value.numel() == 1
 
     def _numbers(self, group: Group) -> tuple[float, ...]:
         """Returns what the host knows: hyperparameters, and the gradients' factor."""
-        known = {**group, "lr": 0.0} if self._reads_lr(group) else group
+        known = dict(group)
+        if self._reads(group["lr"]):
+            known["lr"] = 0.0
+        if isinstance(group["betas"], (tuple, list)):
+            known["betas"] = [0.0 if self._reads(beta) else beta for beta in group["betas"]]
         lr, betas, *others = checked_hyperparameters(known)
         return (lr, *betas, *others, grad_factor(group))

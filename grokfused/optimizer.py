@@ -42,7 +42,8 @@ class GrokAdam(Masking, Optimizer):
         params: Parameters (float32, bfloat16 or float16), named parameters, or groups of them.
         lr: Step length, parameter units per step. >= 0; a float or a one-element tensor.
             (default: 1e-3)
-        betas: Memories of the two moments, both in [0, 1). (default: (0.9, 0.999))
+        betas: Memories of the two moments, both in [0, 1); floats or one-element tensors.
+            (default: (0.9, 0.999))
         eps: Added to the root of the second moment, gradient units. >= 0. (default: 1e-8)
         weight_decay: >= 0. (default: 0 for GrokAdam, 1e-2 for GrokAdamW)
         amsgrad: Divide by the largest second moment so far (arXiv:1904.09237). (default: False)
@@ -59,8 +60,8 @@ class GrokAdam(Masking, Optimizer):
             not finite is not caught: NaN makes all parameters NaN, infinity those elements whose gradient is
             infinite or NaN, while the others step on 0. None: no limit. (default: None)
         maximize: Ascend instead of descend. (default: False)
-        capturable: The device numbers the steps of CUDA parameters, and reads a learning rate that is a
-            tensor there, so that a CUDA graph may hold the step; hyperparameters that are numbers are
+        capturable: The device numbers the steps of CUDA parameters, and reads a learning rate and betas that
+            are tensors there, so that a CUDA graph may hold the step; hyperparameters that are numbers are
             replayed as they were captured. No effect on CPU parameters. (default: False)
         foreach, fused: Accepted, so that an AdamW call site needs no edit; no effect.
         differentiable: Must be False.
@@ -103,7 +104,7 @@ class GrokAdam(Masking, Optimizer):
         self,
         params: Any,
         lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         amsgrad: bool = False,
@@ -297,7 +298,7 @@ class GrokAdamW(GrokAdam):
         self,
         params: Any,
         lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         amsgrad: bool = False,

@@ -36,7 +36,9 @@ RANGES = {
     "alpha": Range("alpha value", "alpha must be in [0, 1)", below=1.0),
     "lamb": Range("lamb value", "lamb must be a finite number", low=-math.inf),
 }
-BETA = Range("beta parameter at index {}", "betas must be two numbers in [0, 1)", below=1.0)
+BETA = Range(
+    "beta parameter at index {}", "betas must be two numbers in [0, 1), or tensors of one", below=1.0
+)
 
 
 def _check(value: object, allowed: Range, index: int = 0) -> float:
@@ -69,6 +71,15 @@ def _checked(lr: Any, beta1: Any, beta2: Any, *others: Any) -> Hyperparameters:
     )
 
 
+def _number(name: str, value: object) -> object:
+    """Returns the number in a tensor of one: its value is what counts, and may have changed."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.numel() != 1:
+        raise ValueError(f"Tensor {name} must be 1-element, got shape {list(value.shape)}")
+    return value.item()
+
+
 def checked_hyperparameters(group: Mapping[str, Any]) -> Hyperparameters:
     """Returns the group's hyperparameters as floats.
 
@@ -79,10 +90,12 @@ def checked_hyperparameters(group: Mapping[str, Any]) -> Hyperparameters:
     betas = group["betas"]
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise TypeError(f"{BETA.text}, got {betas!r}")
-    lr = group["lr"]
-    if isinstance(lr, Tensor) and lr.numel() == 1:
-        lr = lr.item()  # its value is what counts, and may have changed
-    values = (lr, *betas, *(group[name] for name in ("eps", "weight_decay", "alpha", "lamb")))
+    values = (
+        _number("lr", group["lr"]),
+        _number("betas[0]", betas[0]),
+        _number("betas[1]", betas[1]),
+        *(group[name] for name in ("eps", "weight_decay", "alpha", "lamb")),
+    )
     try:
         return _checked(*values)
     except TypeError:  # unhashable: no number either way

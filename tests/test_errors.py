@@ -99,8 +99,11 @@ def bad_options() -> list[Bad]:
         for value in outside[name]:
             shown = value.item() if isinstance(value, Tensor) else value
             rows.append(Bad(name, value, ValueError, (*words, str(shown))))
-        for value in ("0.1", None, True, [0.1], torch.tensor([0.25, 0.5]), 1j):
+        for value in ("0.1", None, True, [0.1], 1j, *([] if name == "lr" else [torch.tensor([0.5])])):
             rows.append(Bad(name, value, TypeError, (*words, repr(value))))
+    two = torch.tensor([0.25, 0.5])
+    rows.append(Bad("lr", two, ValueError, ("Tensor lr must be 1-element", "[2]")))
+    rows.append(Bad("betas", (0.9, two), ValueError, ("Tensor betas[1] must be 1-element", "[2]")))
     words = ("beta", "[0, 1)")
     for betas in ((1.0, 0.9), (0.9, -0.25), (NAN, 0.9), (0.9, INF)):
         index = 0 if not 0 <= betas[0] < 1 else 1

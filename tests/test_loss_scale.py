@@ -177,6 +177,7 @@ def test_the_device_derives_the_numbers_of_the_host(betas) -> None:
     count = 3000
     group = {"lr": 3e-3, "betas": betas, "eps": 3e-7, "weight_decay": 0.037, "alpha": 0.93, "lamb": 1.7}
     groups = [{**group, "maximize": False}, {**group, "maximize": True, "lr": torch.tensor(0.07)}]
+    groups[1]["betas"] = (torch.tensor(betas[0]), torch.tensor([betas[1]]))
     numbers, starts = [t % 2 for t in range(count)], [1.0 + t % 3 for t in range(count)]
     steps = torch.arange(count, dtype=torch.float32)
     table = DeviceScalars(groups, numbers, starts, torch.device("cpu")).table(steps)
@@ -185,14 +186,17 @@ def test_the_device_derives_the_numbers_of_the_host(betas) -> None:
 
 
 def test_a_changed_number_and_a_changed_tensor_reach_the_device() -> None:
-    group = {**OPTIONS, "lr": torch.tensor(0.5), "maximize": False}
+    group = {**OPTIONS, "lr": torch.tensor(0.5), "betas": (0.87, torch.tensor([0.993])), "maximize": False}
     made = DeviceScalars([group], [0], [1.0], torch.device("cpu"))
     place = truth.Scalars._fields.index
     before = made.table(torch.zeros(1))
     group["lr"].fill_(0.25)
+    group["betas"][1].fill_(0.75)
     group["lamb"] = 5.0
     after = made.table(torch.zeros(1))
     assert after[0, place("step_size")] == before[0, place("step_size")] / 2
+    assert after[0, place("beta2")] == 0.75
+    assert after[0, place("denom_scale")] == 2.0
     assert after[0, place("lamb")] == 5.0
 
 
