@@ -45,6 +45,8 @@ def check_options(options: dict[str, Any]) -> None:
         raise TypeError(f"seed must be an integer in [0, 2**63), got {seed!r}")
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed must be an integer in [0, 2**63), got {seed}")
+    if options["fused"] and options["differentiable"]:
+        raise RuntimeError("`fused` does not support `differentiable`")
     if options["differentiable"]:
         raise ValueError(
             "differentiable=True is not supported: the step is one in-place pass that autograd cannot "

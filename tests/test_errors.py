@@ -176,9 +176,11 @@ def test_a_bad_option_is_refused_in_a_group(bad: Bad) -> None:
 
 
 @pytest.mark.parametrize("kind", [GrokAdamW, GrokAdam])
-def test_foreach_and_fused_together_are_refused_in_torchs_words(kind) -> None:
+def test_flags_that_exclude_each_other_are_refused_in_torchs_words(kind) -> None:
     with pytest.raises(RuntimeError, match="`fused` and `foreach` cannot be `True` together"):
         kind([param(3)], foreach=True, fused=True)
+    with pytest.raises(RuntimeError, match="`fused` does not support `differentiable`"):
+        kind([param(3)], fused=True, differentiable=True)
 
 
 @pytest.mark.parametrize(
