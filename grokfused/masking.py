@@ -46,10 +46,10 @@ class Masking:
             check_has_values(param, name)
             check_mask(mask, param, name)
             found[param] = mask
-        self._plan = None
         for param, mask in found.items():
-            state = self.state[param]
-            state["mask"] = pack(mask, param, mode)
+            # A new dict is how a plan knows that its buckets are outdated. Setting `self._plan` would reach
+            # the wrong object where this is called on a wrapper derived from this class, like Lightning's.
+            state = self.state[param] = {**self.state[param], "mask": pack(mask, param, mode)}
             if mode == "zero":
                 zero_left_out(mask, [param, *(state[key] for key in STATE_ARRAYS if key in state)])
 
@@ -66,8 +66,7 @@ class Masking:
         owned, name = self._owned(param)
         if "mask" not in self.state.get(owned, {}):
             raise ValueError(f"{name} has no mask")
-        self._plan = None
-        del self.state[owned]["mask"]
+        self.state[owned] = {key: value for key, value in self.state[owned].items() if key != "mask"}
 
     def _owned(self, key: object) -> tuple[Tensor, str]:
         """Returns the parameter that is meant, and how messages call it."""
