@@ -10,7 +10,7 @@ from torch import Tensor
 
 from grokfused.buckets import STATE_ARRAYS
 from grokfused.mask import check_mask, check_mode, pack, unpack, zero_left_out
-from grokfused.plan import Plan, param_names
+from grokfused.plan import param_names
 from grokfused.storage import check_has_values
 
 
@@ -19,7 +19,6 @@ class Masking:
 
     param_groups: list[dict[str, Any]]
     state: defaultdict[Tensor, Any]
-    _plan: Plan | None
 
     def set_mask(self, param: Tensor | str, mask: Tensor, mode: str = "zero") -> None:
         """Puts a parameter under a sparsity mask from now on; see ``set_masks``."""

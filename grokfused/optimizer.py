@@ -92,9 +92,11 @@ class GrokAdam(Masking, Optimizer):
     """
 
     decay = "coupled"
-    # torch.amp.GradScaler then sets `grad_scale` and `found_inf` for the time of a step, and leaves the
-    # gradients as they are: they are unscaled in the same pass. False by choice: `unscales_grads`.
-    _step_supports_amp_scaling = True
+    # If True, torch.amp.GradScaler sets `grad_scale` and `found_inf` for the time of a step, and leaves the
+    # gradients as they are: they are unscaled in the same pass. An attribute of the instance, as in torch:
+    # one of the class would hide a False from those who look through a wrapper (Lightning's derives from
+    # the class and asks the instance only for what the class lacks). False by choice: `unscales_grads`.
+    _step_supports_amp_scaling: bool
     grad_scale: Tensor | None
     found_inf: Tensor | None
     _plan: Plan | None = None  # made anew when it no longer holds; not part of the pickled state
@@ -266,6 +268,7 @@ class GrokAdam(Masking, Optimizer):
         super().__setstate__(state)
         self._plan = None
         self.defaults.setdefault("max_grad_norm", None)  # pickled before there was clipping
+        self.__dict__.setdefault("_step_supports_amp_scaling", True)
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
