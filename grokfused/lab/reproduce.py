@@ -86,7 +86,7 @@ def tickets(
 ) -> None:
     """Bridging Lottery Ticket and Grokking (arXiv:2310.19470): a + b mod 67, tickets and their controls.
 
-    The same command continues what was interrupted. A whole seed takes about ten minutes on one core.
+    The same command continues what was interrupted. A whole seed takes about seven minutes on one core.
     """
     try:
         numbers = [int(number) for number in seeds.split(",")]
