@@ -124,7 +124,6 @@ class StepInBackward:
             self._owners = {param: group for group in groups for param in group["params"]}
             self._names = param_names(groups)
 
-    @torch.no_grad()
     def _step(self, param: Tensor) -> None:
         """Steps one parameter whose gradient has just come, and frees the gradient."""
         self._find_owners()
@@ -133,8 +132,9 @@ class StepInBackward:
             return  # taken out of the optimizer, or taken away by another hook
         group = self._owners[param]
         _refuse_clipping(group)
-        for bucket, arrays in self._ready(param, param.grad, group):
-            bucket.step_(arrays, bucket.scalars(), {})
+        with torch.no_grad():  # backward(create_graph=True) would record the step
+            for bucket, arrays in self._ready(param, param.grad, group):
+                bucket.step_(arrays, bucket.scalars(), {})
         self._steps[param] += 1
         param.grad = None
 

@@ -56,6 +56,24 @@ def test_steps_after_the_first_equal_the_cpu_and_never_wait(count, capturable) -
     assert differences(values(on_gpu), values(on_cpu)) == {}
 
 
+@pytest.mark.parametrize("capturable", [False, True])
+def test_clipping_never_waits(capturable) -> None:
+    on_gpu, on_cpu = made(400, capturable=capturable), made(400, "cpu")
+    for optimizer in (on_gpu, on_cpu):
+        optimizer.param_groups[0]["max_grad_norm"] = 0.5
+    for number in range(3):
+        if number:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            on_gpu.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        on_cpu.step()
+    # The norm is torch's, and its CUDA kernels add the squares in another order than its CPU ones.
+    for name, value in values(on_gpu).items():
+        torch.testing.assert_close(value.cpu(), values(on_cpu)[name], rtol=1e-5, atol=1e-7)
+
+
 def test_a_step_runs_on_the_current_stream() -> None:
     optimizer, expected = made(3), made(3)
     optimizer.step(), expected.step()
