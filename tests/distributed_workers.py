@@ -1,12 +1,15 @@
 """What tests/test_distributed.py runs in several processes: each case is a function of the test's folder.
 
-``python distributed_workers.py RANK WORLD_SIZE FOLDER CASE...`` prints a line for each case that held.
+``python distributed_workers.py FOLDER`` leaves a file of each process there, with a line per case that held.
 Gradients are made up and distributed in most cases: a step is element by element, so the result is that of
 one process, bit for bit, whatever the number of shards.
 """
 
+import multiprocessing
+import os
 import sys
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -31,6 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 from grokfused import GrokAdam, GrokAdamW, ops
 from grokfused.lab.agreement import differing_bits
 
+SECONDS = 150  # for a group on a busy machine; alone it takes a few
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}  # gradients are summed in another order
 
 
@@ -336,13 +340,14 @@ CASES = [
     zero_redundancy_optimizer,
     a_full_state_dict_fits_one_process,
     save,
-    load,
 ]
 
 
-def main() -> None:
-    rank, world_size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    torch.set_num_threads(1)
+def work(rank: int, world_size: int, folder: Path, cases: list[Callable[[Path], None]]) -> None:
+    """One process of a group; what it says goes into a file of its own."""
+    with (folder / f"{rank}_of_{world_size}.txt").open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     # A file is the meeting place: a port could be taken by someone else between asking and binding.
     dist.init_process_group(
         "gloo",
@@ -352,12 +357,29 @@ def main() -> None:
         timeout=timedelta(seconds=60),
     )
     warnings.simplefilter("error")
-    for case in CASES:
-        if case.__name__ in sys.argv[4:]:
-            case(folder)
-            print("held:", case.__name__, flush=True)
+    for case in cases:
+        case(folder)
+        print("held:", case.__name__, flush=True)
     dist.destroy_process_group()
 
 
+def main() -> None:
+    """Runs all cases on two processes, and then ``load`` on one and, meanwhile, on three."""
+    folder = Path(sys.argv[1])
+    # Forked: importing all this takes seconds, and nothing has started a thread yet.
+    new_process = multiprocessing.get_context("fork").Process
+    for groups in {2: CASES}, {1: [load], 3: [load]}:
+        processes = [
+            new_process(target=work, args=(rank, world_size, folder, cases), daemon=True)
+            for world_size, cases in groups.items()
+            for rank in range(world_size)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(SECONDS)
+
+
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     main()

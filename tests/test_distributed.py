@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch.distributed
 
-WORKERS = Path(__file__).with_name("distributed_workers.py")
-SECONDS = 150  # for a group of processes on a busy machine; alone it takes about 15
+ROOT = Path(__file__).parent.parent
+WORKERS = ROOT / "tests" / "distributed_workers.py"
 CASES = [
     "fsdp2_trains_like_one_process",
     "every_layout_steps_bit_for_bit",
@@ -29,65 +29,49 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-class Group:
-    """Processes that run cases together, each with what it has said."""
-
-    def __init__(self, world_size: int, folder: Path, *cases: str) -> None:
-        path = os.pathsep.join([str(WORKERS.parent.parent), os.environ.get("PYTHONPATH", "")])
-        self.logs = [folder / f"{rank}_of_{world_size}.txt" for rank in range(world_size)]
-        self.processes = []
-        for rank, log in enumerate(self.logs):
-            command = [sys.executable, str(WORKERS), str(rank), str(world_size), str(folder), *cases]
-            with log.open("w") as file:
-                self.processes.append(
-                    subprocess.Popen(
-                        command, stdout=file, stderr=file, env={**os.environ, "PYTHONPATH": path}
-                    )
-                )
-
-    def finish(self) -> list[str]:
-        """Waits, and returns what each process has said."""
-        try:
-            for process in self.processes:
-                process.wait(SECONDS)
-        finally:
-            for process in self.processes:
-                process.kill()
-                process.wait()
-        return [log.read_text() for log in self.logs]
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("distributed")
-
-
-@pytest.fixture(scope="module")
-def said_by_two(folder) -> list[str]:
-    return Group(2, folder, *CASES).finish()
+def said(tmp_path_factory) -> dict[str, str]:
+    """Runs the cases, and returns what each process has said: "0_of_2" and so on."""
+    folder = tmp_path_factory.mktemp("distributed")
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    subprocess.run([sys.executable, str(WORKERS), str(folder)], env=environment, check=True)
+    return {file.stem: file.read_text() for file in folder.glob("*_of_*.txt")}
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes(said_by_two, case) -> None:
-    for said in said_by_two:
-        assert f"held: {case}\n" in said, said
+def test_two_processes(said, case) -> None:
+    for process in "0_of_2", "1_of_2":
+        assert f"held: {case}\n" in said[process], said[process]
 
 
-def test_what_two_processes_saved_resumes_exactly_on_one_and_on_three(said_by_two, folder) -> None:
-    groups = [Group(world_size, folder, "load") for world_size in (1, 3)]
-    for said in [said for group in groups for said in group.finish()]:
-        assert "held: load\n" in said, said
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_what_two_processes_saved_resumes_exactly_on(said, world_size) -> None:
+    for rank in range(world_size):
+        process = f"{rank}_of_{world_size}"
+        assert "held: load\n" in said[process], said[process]
 
 
 def test_the_example_trains_on_two_processes_and_goes_on_with_one(tmp_path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for count, end in (2, 2), (1, 4):
-        command = f"-m torch.distributed.run --standalone --nproc-per-node {count} -m grokfused.lab.sharded"
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    for launcher, environment, end in (
+        (["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"], {}, "step 2 on 2"),
+        ([], alone, "step 4 on 1"),  # what a launcher of one process would tell it
+    ):
         ran = subprocess.run(
-            [sys.executable, *command.split(), "--steps", "2", "--checkpoint", str(tmp_path / "saved")],
+            [
+                sys.executable,
+                *launcher,
+                "-m",
+                "grokfused.lab.sharded",
+                "--steps",
+                "2",
+                "--checkpoint",
+                tmp_path,
+            ],
             capture_output=True,
             text=True,
-            env=environment,
-            timeout=SECONDS,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            timeout=150,
         )
-        assert f"step {end} on {count} process" in ran.stdout, ran.stderr
+        assert end in ran.stdout, ran.stderr
