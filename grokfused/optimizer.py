@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
@@ -172,6 +173,8 @@ class GrokAdam(Masking, Optimizer):
         Returns:
             What the closure returned, or None.
         """
+        if torch.compiler.is_compiling():
+            return _untraced_step(self) if closure is None else _untraced_step(self, closure)
         if _observed(self):
             # Hooks are shown the arguments that were given.
             return _observed_step(self) if closure is None else _observed_step(self, closure)
@@ -275,6 +278,10 @@ class GrokAdam(Masking, Optimizer):
 
 
 _observed_step = Optimizer.profile_hook_step(GrokAdam._step)
+# One break in the graph of torch.compile: there is nothing in a step to fuse, and Dynamo would trace the
+# bookkeeping in a hundred pieces, some of them anew at every step. torch's own way, because
+# torch.compiler.disable would import Dynamo now.
+_untraced_step = _disable_dynamo(_observed_step)
 
 
 def _observed(optimizer: Optimizer) -> bool:
