@@ -14,7 +14,6 @@ from grokfused.lab.agreement import differing_bits
 
 PAGE = (Path(__file__).parent.parent / "docs" / "trainers.md").read_text()
 SNIPPETS = dict(re.findall(r"## ([^\n]+)\n\n```python\n(.*?)```", PAGE, re.DOTALL))
-OPT_OUT = "_step_supports_amp_scaling"
 
 
 def installed(package: str) -> Any:
@@ -133,9 +132,7 @@ class TestAccelerate:
     def test_an_overflow_changes_nothing_and_is_told_on_the_opt_out(self, accelerate, opted_out) -> None:
         accelerate.Accelerator()
         param = torch.ones(5, requires_grad=True)
-        optimizer = GrokAdamW([param], **OPTIONS)
-        if opted_out:
-            setattr(optimizer, OPT_OUT, False)
+        optimizer = GrokAdamW([param], **OPTIONS, unscales_grads=not opted_out)
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         wrapped = accelerate.optimizer.AcceleratedOptimizer(optimizer, scaler=scaler)
         told, found = [], []
@@ -216,7 +213,7 @@ class TestLightning:
 
     def test_clipping_is_refused_without_the_opt_out(self) -> None:
         with pytest.raises(RuntimeError, match="GrokAdamW, does not allow for gradient clipping"):
-            self.train({f"{OPT_OUT} = False": f"{OPT_OUT} = True"})
+            self.train({"lamb=2.0, unscales_grads=False": "lamb=2.0"})
 
     def test_the_opt_out_holds_for_the_wrapper_that_manual_optimization_is_given(self) -> None:
         edits = {
@@ -261,7 +258,7 @@ class TestLightning:
     def test_without_clipping_the_gradients_are_unscaled_in_the_step(self) -> None:
         scalers = [torch.amp.GradScaler("cpu", init_scale=1024.0) for _ in range(2)]
         setting = self.fp16(scalers[0])
-        setting["edits"] |= {f"{OPT_OUT} = False": f"{OPT_OUT} = True", ", gradient_clip_val=1.0": ""}
+        setting["edits"] |= {"lamb=2.0, unscales_grads=False": "lamb=2.0", ", gradient_clip_val=1.0": ""}
         assert same(
             values(self.train(**setting)), values(self.by_hand(torch.float16, scalers[1], clip=False))
         )
