@@ -34,7 +34,7 @@ class GrokAdam(Masking, Optimizer):
         p = p * (1 - lr * weight_decay)            GrokAdamW  (as torch.optim.AdamW, arXiv:1711.05101)
         m = m + (1 - beta1) * (g - m)              (Kingma & Ba 2015, arXiv:1412.6980)
         v = beta2 * v + (1 - beta2) * g * g
-        p = p - lr / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + eps)
+        p = p - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
 
     ``p.grad`` is never modified. With ``lamb=0`` this is torch.optim's optimizer to rounding. Every option
     is an entry of the parameter group, may differ between groups and may be changed between steps.
