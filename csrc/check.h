@@ -36,6 +36,12 @@ struct Placement {
       : device(tensor.device()), sizes(tensor.sizes()), strides(tensor.strides()) {}
 };
 
+// A tensor whose storage was freed still has its shape.
+inline void check_memory(const char* name, const Tensor& tensor, size_t t) {
+  if (tensor.numel() != 0 && !tensor.const_data())
+    fail(name, "[", t, "] has no memory: its storage was freed");
+}
+
 // Messages are put together only when they are needed: this runs for every tensor of every step.
 inline void check_like_param(const char* name, const Tensors& list, const Placement& param, size_t t,
                              int32_t dtype) {
@@ -50,6 +56,7 @@ inline void check_like_param(const char* name, const Tensors& list, const Placem
   if (!same_order(param.sizes, here.strides, param.strides))
     fail(name, "[", t, "] must have the strides of params[", t, "], ", text(param.strides), ", got ",
          text(here.strides));
+  check_memory(name, tensor, t);
 }
 
 // An array that the policies do not use has an empty list.
@@ -68,6 +75,7 @@ inline void check_tensor(const StepArguments& in, size_t t, int32_t param_dtype,
   if (!param.is_contiguous() && !is_dense(place.sizes, place.strides))
     fail("params[", t, "] must fill its memory without gaps or overlaps, got shape ", text(place.sizes),
          " with strides ", text(place.strides));
+  check_memory("params", param, t);
   check_like_param("grads", in.grads, place, t, param_dtype);
   check_like_param("exp_avgs", in.exp_avgs, place, t, state_dtype);
   check_like_param("exp_avg_sqs", in.exp_avg_sqs, place, t, state_dtype);

@@ -664,3 +664,16 @@ def test_torch_itself_finds_the_op_registered_well(amsgrad, requires_grad) -> No
     positional = tuple(arguments.pop(name) for name in names)
     checks = torch.library.opcheck(OP.default, positional, arguments)
     assert checks == dict.fromkeys(checks, "SUCCESS")
+
+
+@pytest.mark.parametrize("of", ["param", "grad"])
+@pytest.mark.parametrize("earlier_steps", [0, 1])
+def test_freed_storage_is_refused(earlier_steps, of) -> None:
+    param = torch.ones(4, requires_grad=True)
+    param.grad = torch.ones(4)
+    optimizer = GrokAdamW([param], backend="native")
+    for _ in range(earlier_steps):
+        optimizer.step()
+    (param if of == "param" else param.grad).untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=rf"{of}s\[0\] has no memory: its storage was freed"):
+        optimizer.step()
