@@ -23,7 +23,7 @@ class Kind(NamedTuple):
     """What a backend must know of a bucket to say whether it can run it."""
 
     device: str
-    dense: bool
+    dense: bool  # the elements fill one stretch of memory, as they are: none is negated only when read
 
 
 # In the order in which "auto" asks. Each module has `adamw_step_` and `why_not(kind)`, and is imported

@@ -68,7 +68,19 @@ def prepare_state(param: Tensor, state: State, group: Group) -> None:
 
 def kind_of(param: Tensor) -> backends.Kind:
     """Returns what a backend must know of a parameter."""
-    return backends.Kind(param.device.type, is_dense(local(param)))
+    shard = local(param)
+    return backends.Kind(param.device.type, is_dense(shard) and not shard.is_neg())
+
+
+def wrong_step(step: object) -> str | None:
+    """Says what is wrong with a step count that someone else wrote, or returns None."""
+    try:
+        count = float(step)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        return f"must be a number of steps, got {step!r}"
+    if not (count >= 0 and count.is_integer()):  # NaN would make every parameter NaN
+        return f"must be a whole number of steps >= 0, got {count}"
+    return None
 
 
 def check_state(param: Tensor, state: Mapping[str, Any], name: str) -> None:
@@ -79,8 +91,13 @@ def check_state(param: Tensor, state: Mapping[str, Any], name: str) -> None:
                 raise RuntimeError(f"the state of {name} has lost {key!r}: restore it, or clear the state")
     if "mask" in state:
         check_packed(state["mask"], param, name)
+    wrong = wrong_step(state.get("step", 0))
+    if wrong:
+        raise RuntimeError(f"the step count of {name} {wrong}")
     for key in (key for key in STATE_ARRAYS if key in state):
         value = state[key]
+        if not isinstance(value, Tensor):
+            raise RuntimeError(f"the state {key!r} of {name} must be a tensor, got {type(value).__name__}")
         for what in ("shape", "device"):
             own, other = getattr(param, what), getattr(value, what)
             if own != other:
@@ -180,7 +197,12 @@ class Bucket:
             return self.device_scalars.table(self.steps)
         steps = self.steps.tolist()
         distances = [step - steps[0] for step in steps]
-        if distances != self.distances:  # the first time, or someone has written a step counter
+        if distances != self.distances or not steps[0] >= 0:
+            # The first time, or someone has written a step counter.
+            for state in self.states:
+                wrong = wrong_step(state["step"])
+                if wrong:
+                    raise RuntimeError(f"the step count of a parameter {wrong}")
             keys = list(zip(self.group_numbers, self.ema_starts, distances, strict=True))
             self.row_keys = list(dict.fromkeys(keys))
             self.rows = [self.row_keys.index(key) for key in keys]

@@ -4,13 +4,14 @@ another model is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from grokfused.buckets import STATE_ARRAYS
+from grokfused.buckets import STATE_ARRAYS, wrong_step
 from grokfused.mask import check_mask, check_mode, pack, unpack, zero_left_out
 from grokfused.sharding import unlike
 from grokfused.storage import STATE_DTYPES, state_dtype_name, state_like
@@ -71,33 +72,43 @@ def saved_states(
     return found
 
 
-def _check_state(param: Tensor, state: Mapping[str, Any], dtype: torch.dtype, name: str) -> None:
+def _check_state(param: Tensor, state: object, dtype: torch.dtype, name: str) -> None:
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{name} must be a dict of states, got {type(state).__name__}")
     if MASK & set(state):
         try:
-            check_mode(state.get("mask_mode"))
             check_mask(state.get("mask"), param, f"{name}'s parameter", any_device=True)
+            check_mode(state.get("mask_mode"))
         except TypeError as error:
             raise ValueError(str(error)) from error
     missing = {"step", "exp_avg", "exp_avg_sq"} - set(state)
     if missing and not set(state) <= MASK:
         raise ValueError(f"{name} lacks {sorted(missing)}: it is not the state of an Adam or AdamW")
+    wrong = wrong_step(state.get("step", 0))
+    if wrong:
+        raise ValueError(f"{name}['step'] {wrong}")
     for key in STATE_ARRAYS:
-        if key not in state:
-            continue
-        value = state[key]
-        if value.shape != param.shape:
-            raise ValueError(
-                f"{name}[{key!r}] has shape {list(value.shape)}, its parameter {list(param.shape)}: "
-                "the state dict belongs to another model"
-            )
-        difference = unlike(param, value)
-        if difference:
-            raise ValueError(f"{name}[{key!r}] {difference}: {TO_RESHARD}")
-        if torch.promote_types(value.dtype, dtype) is not dtype:
-            raise ValueError(
-                f"{name}[{key!r}] is {value.dtype} and would lose bits as {dtype}: make the optimizer "
-                f"with state_dtype={value.dtype}, or convert the saved state first"
-            )
+        if key in state:
+            _check_array(param, state[key], dtype, f"{name}[{key!r}]")
+
+
+def _check_array(param: Tensor, value: object, dtype: torch.dtype, name: str) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a tensor of its parameter's shape, got {type(value).__name__}")
+    if value.shape != param.shape:
+        raise ValueError(
+            f"{name} has shape {list(value.shape)}, its parameter {list(param.shape)}: "
+            "the state dict belongs to another model"
+        )
+    difference = unlike(param, value)
+    if difference:
+        raise ValueError(f"{name} {difference}: {TO_RESHARD}")
+    if torch.promote_types(value.dtype, dtype) is not dtype:
+        larger = f"make the optimizer with state_dtype={value.dtype}, or "
+        raise ValueError(
+            f"{name} is {value.dtype} and would lose bits as {dtype}: "
+            f"{larger if value.dtype in STATE_DTYPES.values() else ''}convert the saved state first"
+        )
 
 
 def owned_state(param: Tensor, dtype: torch.dtype, saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,3 +127,43 @@ def owned_state(param: Tensor, dtype: torch.dtype, saved: Mapping[str, Any]) -> 
     step = torch.as_tensor(state["step"], dtype=torch.float32, device="cpu").reshape(())
     state["step"] = step.detach().cpu().clone()
     return state
+
+
+@contextmanager
+def saving(optimizer: Any) -> Iterator[None]:
+    """While it lasts, ``optimizer.state_dict()`` returns each mask as a bool tensor.
+
+    By a hook, so that those of others see what is saved.
+    """
+    hook = optimizer.register_state_dict_post_hook(
+        lambda _, found: with_bool_masks(optimizer.param_groups, found), prepend=True
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def loading(optimizer: Any, state_dict: Mapping[str, Any]) -> Iterator[None]:
+    """While it lasts, torch's ``optimizer.load_state_dict(state_dict)`` checks, and keeps dtypes and masks.
+
+    By hooks, so that those of others see what they would see with torch's own optimizers.
+    """
+    saved: list[Any] = []
+
+    def check(_: object, final: Mapping[str, Any] | None = None) -> None:
+        default = optimizer.defaults["state_dtype"]
+        saved.extend(saved_states(optimizer.param_groups, final or state_dict, default))
+
+    def restore(_: object) -> None:
+        for param, dtype, state in saved:
+            optimizer.state[param] = owned_state(param, dtype, state)
+
+    before = optimizer.register_load_state_dict_pre_hook(check)
+    after = optimizer.register_load_state_dict_post_hook(restore, prepend=True)
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()

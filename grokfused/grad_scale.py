@@ -56,7 +56,7 @@ def max_norm_of(groups: Groups) -> float | None:
     if any(limit != limits[0] for limit in limits):
         raise ValueError(
             "max_grad_norm limits the norm of all gradients together, so it must be equal in all groups, "
-            f"got {limits}: give it to the optimizer instead of a group"
+            f"got {limits}: set it alike in every group, one that is being added included"
         )
     return limits[0] if limits else None
 

@@ -29,6 +29,7 @@ def step_in_backward(optimizer: GrokAdam) -> StepInBackward:
     gradient comes in two parts in one pass (reentrant checkpointing) takes two steps; where
     ``optimizer.step()`` is called, it raises on both. ``DistributedDataParallel`` exchanges gradients after
     the step would be taken, so that the ranks would part: it cannot be told from here, do not combine them.
+    A copy of the optimizer, deep or pickled, takes ordinary steps.
 
     Args:
         optimizer: A GrokAdam or GrokAdamW whose parameters have no gradients now.

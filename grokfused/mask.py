@@ -73,7 +73,8 @@ def fitting(packed: PackedMask, param: Tensor) -> PackedMask:
 def check_mask(mask: object, param: Tensor, name: str, *, any_device: bool = False) -> None:
     """Raises TypeError or ValueError where a mask does not fit the parameter called ``name``."""
     if not isinstance(mask, Tensor):
-        raise TypeError(f"the mask of {name} must be a bool tensor, got {type(mask).__name__}")
+        instead = "; remove_mask takes a mask off" if mask is None else ""
+        raise TypeError(f"the mask of {name} must be a bool tensor, got {type(mask).__name__}{instead}")
     if mask.dtype is not torch.bool:
         raise TypeError(
             f"the mask of {name} must be a bool tensor, True where an element is kept, got {mask.dtype}"

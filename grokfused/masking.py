@@ -39,6 +39,8 @@ class Masking:
                 such mode; the message names it. Nothing was changed.
         """
         check_mode(mode)
+        if not isinstance(masks, Mapping):
+            raise TypeError(f"masks must map parameters or their names to masks, got {type(masks).__name__}")
         found = {}
         for key, mask in masks.items():
             param, name = self._owned(key)

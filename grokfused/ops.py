@@ -19,6 +19,8 @@ except ImportError as error:  # not built, or built for another Python or torch
     _build_error = Path(__file__).with_name("_build_error.txt")
     if _build_error.exists():
         _missing += f"; its build failed:\n{_build_error.read_text().strip()}"
+    elif Path(__file__).parents[1].joinpath("setup.py").exists():
+        _missing += "; this is the source folder: start Python elsewhere to import the installed package"
 
 
 def build_info() -> dict[str, Any] | None:
@@ -33,7 +35,7 @@ def why_not(kind: Any) -> str | None:
     if kind.device not in _devices():
         return f"_C was built without a kernel for {kind.device}"
     if not kind.dense:
-        return "a parameter has gaps in its memory (a strided view)"
+        return "a parameter has gaps in its memory (a strided view), or is negated only when read"
     return None
 
 

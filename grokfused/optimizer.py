@@ -12,11 +12,11 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
 from grokfused.buckets import Bucket
-from grokfused.checkpoint import owned_state, saved_states, with_bool_masks
+from grokfused.checkpoint import loading, saving
 from grokfused.grad_scale import clipped, given_scale, max_norm_of
 from grokfused.in_backward import StepInBackward
 from grokfused.masking import Masking
-from grokfused.options import check_flag, check_options, refuse_misspelt
+from grokfused.options import check_flag, check_options, refuse_incomplete, refuse_misspelt
 from grokfused.plan import Arrays, Plan
 from grokfused.storage import check_param, state_dtype_name
 
@@ -194,8 +194,12 @@ class GrokAdam(Masking, Optimizer):
         if self._in_backward is not None:
             self._in_backward.check()
             return loss
-        scale, max_norm = given_scale(self), max_norm_of(self.param_groups)
-        ready = self._ready(bool(scale) or max_norm is not None)
+        try:
+            scale, max_norm = given_scale(self), max_norm_of(self.param_groups)
+            ready = self._ready(bool(scale) or max_norm is not None)
+        except KeyError:
+            refuse_incomplete(self.param_groups, self.defaults)
+            raise
         if max_norm is not None:
             scale = clipped(scale, self._grads(), max_norm)
         for bucket, arrays, scalars in ready:
@@ -225,14 +229,8 @@ class GrokAdam(Masking, Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state as torch.optim does; a mask is a bool tensor of its parameter's shape."""
-        # A hook, so that those of others see what is saved.
-        hook = self.register_state_dict_post_hook(
-            lambda _, found: with_bool_masks(self.param_groups, found), prepend=True
-        )
-        try:
+        with saving(self):
             return super().state_dict()
-        finally:
-            hook.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict; states keep the dtype they were saved in and get memory of their own.
@@ -244,24 +242,8 @@ class GrokAdam(Masking, Optimizer):
             ValueError: The state dict does not fit (other groups, other shapes, missing states, or a
                 dtype that would lose bits). Nothing was changed.
         """
-        saved: list[Any] = []
-
-        def check(_: Optimizer, final: dict[str, Any] | None = None) -> None:
-            default = self.defaults["state_dtype"]
-            saved.extend(saved_states(self.param_groups, final or state_dict, default))
-
-        def restore(_: Optimizer) -> None:
-            for param, dtype, state in saved:
-                self.state[param] = owned_state(param, dtype, state)
-
-        # Hooks, so that those of others see what they would see with torch's own optimizers.
-        before = self.register_load_state_dict_pre_hook(check)
-        after = self.register_load_state_dict_post_hook(restore, prepend=True)
-        try:
+        with loading(self, state_dict):
             super().load_state_dict(state_dict)
-        finally:
-            before.remove()
-            after.remove()
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"_step_supports_amp_scaling": self._step_supports_amp_scaling}

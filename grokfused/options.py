@@ -37,7 +37,7 @@ def check_options(options: dict[str, Any]) -> None:
     for name in FLAGS:
         check_flag(name, options[name])
     for name in ("foreach", "fused"):
-        if options[name] not in (None, True, False):
+        if not (options[name] is None or isinstance(options[name], bool)):
             raise TypeError(f"{name} must be None, True or False, got {options[name]!r}")
     check_max_norm(options["max_grad_norm"])
     seed = options["seed"]
@@ -54,6 +54,14 @@ def check_options(options: dict[str, Any]) -> None:
         )
     if options["fused"] and options["foreach"]:
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+
+
+def refuse_incomplete(groups: Iterable[dict[str, Any]], defaults: dict[str, Any]) -> None:
+    """Raises ValueError for a group that has lost an option since it was added."""
+    for number, group in enumerate(groups):
+        lost = [name for name in defaults if name not in group]
+        if lost:
+            raise ValueError(f"param_groups[{number}] has lost {lost}: put them back")
 
 
 def refuse_misspelt(names: Iterable[str], known: Iterable[str], *, any_unknown: bool) -> None:

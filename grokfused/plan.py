@@ -153,7 +153,9 @@ class Plan:
         """Returns what the buckets depend on in each tensor."""
         states = [state[name] for state in self.stepped_states for name in STATE_ARRAYS if name in state]
         return [
-            (t.device, t.dtype, t.shape, t.layout is torch.strided and t.stride())
+            (t.device, t.dtype, t.shape, t.layout is torch.strided and t.stride(), t.is_neg())
+            if isinstance(t, Tensor)
+            else (type(t),)
             for t in map(local, [*self.stepped, *states])
         ]
 

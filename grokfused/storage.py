@@ -56,8 +56,9 @@ def check_param(param: object, name: str) -> None:
         )
     if param.dtype not in PARAM_DTYPES:
         raise TypeError(f"{name} must be float32, bfloat16 or float16, got {param.dtype}")
-    if param.layout is not torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got layout {param.layout}")
+    if param.layout is not torch.strided or param.is_nested:
+        kind = "a nested tensor" if param.is_nested else f"layout {param.layout}"
+        raise TypeError(f"{name} must be a dense tensor, got {kind}")
     if is_partial(param):
         raise ValueError(f"{name} is a DTensor that is still to be summed (Partial): redistribute it first")
     if overlaps_itself(local(param)):

@@ -308,6 +308,26 @@ def with_fewer_bits_asked_for(saved: dict[str, Any]) -> None:
     saved["param_groups"][1]["state_dtype"] = "bfloat16"
 
 
+def with_step(count: object) -> Callable[[dict[str, Any]], None]:
+    def spoil(saved: dict[str, Any]) -> None:
+        saved["state"][3]["step"] = count
+
+    spoil.__name__ = f"with step {count}"
+    return spoil
+
+
+def with_no_array(saved: dict[str, Any]) -> None:
+    saved["state"][3]["exp_avg"] = None
+
+
+def with_no_dict_for_a_state(saved: dict[str, Any]) -> None:
+    saved["state"][3] = 7
+
+
+def with_a_mask_of_numbers(saved: dict[str, Any]) -> None:
+    saved["state"][3]["mask"] = torch.ones(6, 5)
+
+
 def with_an_unknown_state_dtype(saved: dict[str, Any]) -> None:
     saved["param_groups"][1]["state_dtype"] = "float8_e4m3fn"
 
@@ -320,7 +340,15 @@ MISFITS: dict[Callable[[dict[str, Any]], None], str] = {
     without_a_moment: r"state\[3\] lacks \['exp_avg_sq'\]",
     without_a_step_count: r"state\[3\] lacks \['step'\]",
     of_another_algorithm: r"state\[0\] lacks .*not the state of an Adam",
-    with_states_of_more_bits: r"state\[3\]\['exp_avg'\] is torch.float64 and would lose bits as torch",
+    with_states_of_more_bits: r"is torch.float64 and would lose bits as torch.float32: convert the saved",
+    with_step(float("nan")): r"state\[3\]\['step'\] must be a whole number of steps >= 0, got nan",
+    with_step(-1): r"whole number of steps >= 0, got -1",
+    with_step(0.5): r"whole number of steps >= 0, got 0.5",
+    with_step("two"): r"must be a number of steps, got 'two'",
+    with_step(torch.ones(2)): r"must be a number of steps, got tensor",
+    with_no_array: r"state\[3\]\['exp_avg'\] must be a tensor of its parameter's shape, got NoneType",
+    with_no_dict_for_a_state: r"state\[3\] must be a dict of states, got int",
+    with_a_mask_of_numbers: r"mask of state\[3\]'s parameter must be a bool tensor.*got torch.float32",
     with_fewer_bits_asked_for: r"state\[2\]\['exp_avg'\] is torch.float32 and would lose bits as torch",
     with_an_unknown_state_dtype: r"state_dtype must be .*float8_e4m3fn",
 }
@@ -433,6 +461,31 @@ def test_a_step_counter_written_by_hand_counts() -> None:
     for name in ours:
         if not name.startswith("0 "):
             assert differing_bits(ours[name], theirs[name]) == 0
+
+
+@pytest.mark.parametrize("count", [float("nan"), -1.0])
+def test_a_step_counter_overwritten_with_what_is_none_is_refused(count) -> None:
+    optimizer = optimizer_in_use()
+    last = optimizer.param_groups[1]["params"][1]
+    for param in (optimizer.param_groups[0]["params"][0], last):
+        before = values(optimizer)
+        optimizer.state[param]["step"].fill_(count)
+        with pytest.raises(RuntimeError, match=f"step count of a parameter must be .*got {count}"):
+            optimizer.step()
+        optimizer.state[param]["step"].fill_(2)
+        assert_same_bits(values(optimizer), before)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_state_overwritten_with_what_is_no_tensor_is_refused(backend) -> None:
+    optimizer = GrokAdamW(new_params()[:1], backend=backend, **OPTIONS)
+    train(optimizer, 2)
+    (param,) = optimizer.param_groups[0]["params"]
+    before = param.detach().clone()
+    optimizer.state[param]["exp_avg"] = None
+    with pytest.raises(RuntimeError, match=r"'exp_avg' of parameter 0 of .* must be a tensor, got NoneType"):
+        optimizer.step()
+    assert torch.equal(param, before)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

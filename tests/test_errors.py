@@ -132,7 +132,8 @@ def bad_options() -> list[Bad]:
         for value in (1, "yes", None):
             rows.append(Bad(name, value, TypeError, (name, "True or False", repr(value))))
     for name in ("foreach", "fused"):
-        rows.append(Bad(name, "yes", TypeError, (name, "None, True or False", "'yes'")))
+        for value in ("yes", 1, 0):
+            rows.append(Bad(name, value, TypeError, (name, "None, True or False", repr(value))))
     for value in (0, 0.0, -1.0, NAN, INF, 1e39):
         rows.append(Bad("max_grad_norm", value, ValueError, ("max_grad_norm", "> 0", repr(value))))
     for value in ("1", True, [1.0], torch.tensor(1.0)):
@@ -238,6 +239,11 @@ BAD_PARAMS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "overlaps itself",
     ),
+    "nested": (
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+        TypeError,
+        "dense tensor, got a nested tensor",
+    ),
     "no tensor": (lambda: [1.0], TypeError, "must be a torch.Tensor, got list"),
     "not a leaf": (lambda: param(3) * 2, ValueError, "non-leaf"),
 }
@@ -321,6 +327,10 @@ def with_state_of_another_shape(optimizer: torch.optim.Optimizer, victim: Tensor
         state[name] = torch.zeros(7)
 
 
+def without_option(name: str) -> Break:
+    return lambda optimizer, victim: optimizer.param_groups[-1].pop(name)
+
+
 BREAKS: dict[str, tuple[Break, Errors, str]] = {
     "sparse gradient": (with_grad(Tensor.to_sparse), RuntimeError, "sparse_coo.*nn.Embedding"),
     "gradient of another size": (with_grad(lambda g: g[:2]), RuntimeError, r"shape|strides"),
@@ -352,6 +362,10 @@ BREAKS: dict[str, tuple[Break, Errors, str]] = {
         "overlap",
     ),
     "state of another shape": (with_state_of_another_shape, (RuntimeError, ValueError), "shape|size"),
+    **{
+        f"without {name}": (without_option(name), ValueError, rf"param_groups\[.\] has lost \['{name}'\]")
+        for name in ("lr", "lamb", "weight_decay", "max_grad_norm", "maximize", "seed")
+    },
     "lr < 0": (with_option(lr=-0.5), ValueError, "learning rate: -0.5"),
     "lr a word": (with_option(lr="0.5"), TypeError, "lr must be .*'0.5' of type str"),
     "betas >= 1": (with_option(betas=(0.9, 1.0)), ValueError, "index 1: 1.0"),

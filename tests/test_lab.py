@@ -16,6 +16,7 @@ from matplotlib.image import imread
 from torch import Tensor
 from typer.testing import CliRunner
 
+from grokfused import backends
 from grokfused.lab import cli
 from grokfused.lab.cli import app
 from grokfused.lab.model import Decoder
@@ -276,6 +277,20 @@ def test_info_and_verify_print_what_they_found(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(agreement, "cases", lambda: iter([first]))
     result = CliRunner().invoke(app, ["verify"])
     assert (result.exit_code, "equal" in result.output) == (0, True)
+
+
+def test_what_is_missing_is_printed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    from grokfused.lab import agreement
+
+    missing = "pip install 'grokfused[triton]'"
+
+    def unavailable(*_: object) -> None:
+        raise backends.BackendUnavailable(missing)
+
+    monkeypatch.setattr(agreement, "compare", unavailable)
+    monkeypatch.setattr(backends.backend("triton"), "why_not", lambda kind: missing)
+    for command in ("info", "verify"):
+        assert "'grokfused[triton]'" in CliRunner().invoke(app, [command]).output
 
 
 def test_verify_fails_when_a_backend_differs(monkeypatch: pytest.MonkeyPatch) -> None:

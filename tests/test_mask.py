@@ -321,6 +321,7 @@ REFUSED = {
     "another dtype": (KEPT.float(), TypeError, "must be a bool tensor, True where .* got torch.float32"),
     "another device": (KEPT.to("meta"), ValueError, "must have its device cpu, got meta"),
     "no tensor": ([[True]], TypeError, "must be a bool tensor, got list"),
+    "none": (None, TypeError, "must be a bool tensor, got NoneType; remove_mask takes a mask off"),
     "sparse": (KEPT.to_sparse(), TypeError, "must be a dense tensor"),
 }
 
@@ -339,6 +340,8 @@ def test_a_mask_that_does_not_fit_is_refused_and_nothing_changes(name) -> None:
 def test_only_parameters_of_the_optimizer_and_known_modes_are_taken() -> None:
     param = made([7, 9])
     optimizer = GrokAdamW([param])
+    with pytest.raises(TypeError, match="masks must map parameters or their names to masks, got NoneType"):
+        optimizer.set_masks(None)
     with pytest.raises(ValueError, match=r"parameter of this optimizer, got one of shape \[7, 9\]"):
         optimizer.set_mask(made([7, 9]), KEPT)
     with pytest.raises(

@@ -549,6 +549,22 @@ def test_a_view_with_gaps_takes_the_reference_and_says_so() -> None:
     assert differing_bits(base[:, 1::2], between) == 0
 
 
+@pytest.mark.usefixtures("_fresh_choice")
+def test_a_parameter_negated_when_read_takes_the_reference_or_is_refused() -> None:
+    base = randn(5, 8)
+    plain = (-base).requires_grad_()
+    optimizer = GrokAdamW([torch._neg_view(base).requires_grad_()], backend="native", **OPTIONS)
+    with pytest.raises(BackendUnavailable, match="negated only when read"):
+        train(optimizer, 1)
+    assert not optimizer.state
+    optimizer.param_groups[0]["backend"] = "auto"
+    with pytest.warns(RuntimeWarning, match=r"slow reference backend.*negated only when read"):
+        train(optimizer, 3)
+    single = GrokAdamW([plain], **OPTIONS)
+    train(single, 3)
+    assert differing_bits(-base, plain.detach()) == 0
+
+
 def test_a_view_with_gaps_is_refused_by_the_native_backend() -> None:
     base = randn(5, 8)
     before = base.clone()

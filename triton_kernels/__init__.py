@@ -23,5 +23,5 @@ def why_not(kind: Any) -> str | None:
     if kind.device == "cpu" and not INTERPRETED:
         return "Triton has no CPU of its own (TRITON_INTERPRET=1 turns its slow interpreter on)"
     if not kind.dense:
-        return "a parameter has gaps in its memory (a strided view)"
+        return "a parameter has gaps in its memory (a strided view), or is negated only when read"
     return None

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 import grokfused
@@ -182,10 +183,11 @@ def info() -> None:
     for name, backend in facts["backends"].items():
         chosen = [device for device, taken in facts["auto"].items() if taken == name]
         reasons = [f"{device}: {reason}" for device, reason in backend["why_not"].items()]
-        shown.add_row(name, ", ".join(backend["available"]), ", ".join(chosen), "\n".join(reasons))
+        refused = escape("\n".join(reasons))
+        shown.add_row(name, ", ".join(backend["available"]), ", ".join(chosen), refused)
     console.print(shown)
     for key, value in (facts["build"] or {}).items():
-        console.print(f"{key}: {value}", highlight=False)
+        say(f"{key}: {value}")
 
 
 @app.command()
@@ -205,11 +207,11 @@ def verify() -> None:
                 with report.bar(console, f"{name} on {device}", len(grid)) as bar:
                     wrong = agreement.compare(name, device, grid, bar.advance)
             except backends.BackendUnavailable as refusal:
-                shown.add_row(name, device, "0", f"cannot run: {refusal}")
+                shown.add_row(name, device, "0", escape(f"cannot run: {refusal}"))
                 continue
             failed = failed or bool(wrong)
             details = "\n".join(f"{case}: {tensors}" for case, tensors in list(wrong.items())[:5])
-            verdict = f"[red]{len(wrong)} cases differ[/red]\n{details}" if wrong else "equal"
+            verdict = f"[red]{len(wrong)} cases differ[/red]\n{escape(details)}" if wrong else "equal"
             shown.add_row(name, device, str(len(grid)), verdict)
     console.print(shown)
     raise typer.Exit(int(failed))
