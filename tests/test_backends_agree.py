@@ -5,7 +5,9 @@ import torch
 
 import grokfused
 from grokfused import GrokAdamW
+from grokfused.buckets import STATE_ARRAYS
 from grokfused.lab.agreement import Case, cases, differing_bits, disagreements, run
+from grokfused.mask import MODES
 
 THREADS = (1, 2, 3)
 
@@ -62,7 +64,7 @@ def test_special_values_take_the_same_way(param_dtype, state_dtype, rounding, de
             weight_decay=0.3,
             lamb=0.7,
             amsgrad=True,
-            state_dtype=state_dtype,
+            state_dtype=torch.bfloat16,
             state_rounding=rounding,
             backend=backend,
         )
@@ -73,3 +75,33 @@ def test_special_values_take_the_same_way(param_dtype, state_dtype, rounding, de
         results[-1] |= {name: state.cpu() for name, state in optimizer.state[param].items()}
     truth, native = results
     assert {name: differing_bits(native[name], truth[name]) for name in truth} == dict.fromkeys(truth, 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("run", [1, 700], ids="runs of {}".format)
+@pytest.mark.parametrize("density", [1.0, 0.5, 0.1, 0.01, 0.0], ids="{} kept".format)
+def test_a_long_tensor_is_stepped_alike_however_sparse_its_mask(density, run, mode) -> None:
+    """How the CPU kernel walks a mask depends on how many of its words keep something, block by block.
+
+    The random bits of bfloat16 states tell whether each element knows its place.
+    """
+    size, results = 50021, []
+    for backend in ("native", "reference"):
+        random = torch.Generator().manual_seed(4)
+        param = torch.randn(size + 1, generator=random)[1:].requires_grad_()
+        kept = torch.rand(-(-size // run), generator=random) < density
+        mask = kept.repeat_interleave(run)[:size]
+        mask[30_000:36_000] = torch.rand(6000, generator=random) < 0.3
+        optimizer = GrokAdamW(
+            [param], lr=3e-3, weight_decay=0.04, state_dtype=torch.bfloat16, backend=backend
+        )
+        for step in range(3):
+            param.grad = torch.randn(size, generator=random)
+            optimizer.step()
+            if step == 0:
+                optimizer.set_mask(param, mask, mode)
+                with torch.no_grad():
+                    param[::3000] = 0.5  # as someone may who loads values into a pruned parameter
+        state = optimizer.state[param]
+        results.append([param.detach(), *(state[key] for key in STATE_ARRAYS if key in state)])
+    assert [differing_bits(ours, truth) for ours, truth in zip(*results, strict=True)] == [0] * 4

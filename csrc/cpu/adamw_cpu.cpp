@@ -24,7 +24,10 @@ namespace {
 // Below this many elements a second thread costs more than it saves.
 constexpr int64_t kElementsPerThread = 16384;
 constexpr int64_t kBlock = 1 << 20;
-constexpr int64_t kTile = 1024;  // elements that are dense, or looked at word by word
+// Under a mask: elements that are computed together, that are looked at together to say whether few words of
+// the mask keep something (one of kSparse), and how far ahead of a step its words are then fetched.
+constexpr int kTile = 1024, kMaskBlock = 16 * kTile, kSparse = 4, kAhead = 2 * kTile;
+constexpr size_t kCacheLine = 64;
 
 template <class Step>
 GROK_CPU_CLONES void run_range(const Slice& slice, int64_t begin, int64_t end, const Scalars& scalars,
@@ -38,8 +41,8 @@ GROK_CPU_CLONES void run_range(const Slice& slice, int64_t begin, int64_t end, c
   }
 }
 
-// Elements of which a mask keeps none, at most a word of them. Their states are 0 since the mask was set, and
-// nothing has written them; their parameters are looked at, because any code may write those.
+// Elements of which a mask keeps none. Their states are 0 since the mask was set, and nothing has written
+// them; their parameters are looked at, because any code may write those.
 template <class Step>
 GROK_HD void clear_pruned(const Slice& slice, int64_t begin, int size) {
   const Slice part = Step::part(slice, begin, size, 0);
@@ -53,43 +56,97 @@ GROK_HD void clear_pruned(const Slice& slice, int64_t begin, int size) {
   });
 }
 
-// Word by word: where one keeps some of its elements all of them are computed, and written by selection.
-template <class Step>
-GROK_CPU_CLONES void run_words(const Slice& slice, int64_t begin, int64_t end, const Scalars& scalars,
-                               uint32_t key) {
+// What a mask keeps of the elements from some place up to `end`.
+struct Kept {
+  int64_t end;
+  bool any = false, all = true;
+};
+
+// Looks at the words from `begin` on, at most up to `end`: a tile of them, or in a sparse part of the mask
+// only as many as alike keep something, or nothing. The first and the last word may be cut.
+Kept look(const uint32_t* mask, int64_t begin, int64_t end, bool sparse) {
+  Kept kept{begin};
+  for (int64_t next; kept.end < std::min(end, begin + kTile); kept.end = next) {
+    next = std::min(end, (kept.end / kLanes + 1) * kLanes);
+    const int count = static_cast<int>(next - kept.end);
+    const uint32_t lanes = kept_lanes(mask, kept.end, count);
+    if (sparse && kept.end > begin && kept.any != (lanes != 0)) break;
+    kept.any |= lanes != 0;
+    kept.all &= lanes == ~uint32_t{0} >> (kLanes - count);
+  }
+  return kept;
+}
+
+// All elements are computed, and written by selection; at most a tile of them. One loop per mode: as a
+// constant, it leaves one instruction of the selection.
+template <class Step, MaskMode kMode>
+GROK_CPU_CLONES void run_selected(const Slice& slice, int64_t begin, int64_t end, const Scalars& scalars,
+                                  uint32_t key) {
   const Scalars numbers = scalars;
-  uint32_t kept[kLanes];
-  for (int64_t stop; begin < end; begin = stop) {
-    stop = std::min(end, (begin / kLanes + 1) * kLanes);
-    const int size = static_cast<int>(stop - begin);
-    const uint32_t lanes = kept_lanes(slice.mask, begin, size);
-    if (lanes == 0) {
-      if (slice.mask_mode == MaskMode::kZero) clear_pruned<Step>(slice, begin, size);
-      continue;
-    }
+  const int cut = static_cast<int>(begin % kLanes);  // elements of the first word that lie before `begin`
+  const int words = static_cast<int>(mask_words(end) - begin / kLanes);
+  uint32_t kept[kTile + kLanes];
+  for (int word = 0; word < words; ++word) {
+    const uint32_t lanes = slice.mask[begin / kLanes + word];
+    uint32_t* word_kept = kept + word * kLanes;
 #pragma omp simd
-    for (int lane = 0; lane < kLanes; ++lane) kept[lane] = lanes >> lane & 1;
-    const Slice part = Step::part(slice, begin, size, key);
+    for (int lane = 0; lane < kLanes; ++lane) word_kept[lane] = kept_bits(lanes, lane);
+  }
+  const Slice part = Step::part(slice, begin, end - begin, key);
+  const int size = static_cast<int>(part.size);
 #pragma omp simd
-    for (int i = 0; i < size; ++i) Step::run_where(part, i, numbers, kept[i] != 0);
+  for (int i = 0; i < size; ++i) Step::run_where(part, i, numbers, Where(kept[cut + i], kMode));
+}
+
+// Fetches what will be read where words keep something. Where few do, the processor sees no pattern in what
+// is read, and would wait for each.
+template <class Step>
+void prefetch_used(const Slice& slice, int64_t begin, int64_t end) {
+  for (int64_t word = begin / kLanes; word < end / kLanes; ++word) {
+    if (slice.mask[word] == 0) continue;
+    const auto fetch = [&](const void* array, size_t stored_size) {
+      const char* first = static_cast<const char*>(array) + word * kLanes * stored_size;
+      for (size_t line = 0; line < kLanes * stored_size; line += kCacheLine) __builtin_prefetch(first + line);
+    };
+    fetch(slice.grad, sizeof(typename Step::Param::Stored));
+    Step::each_written(
+        [&](auto array, auto storage) { fetch(slice.*array, sizeof(typename decltype(storage)::Stored)); });
   }
 }
 
-// Whether a mask keeps every element; `begin` is the first of a word.
-bool keeps_all(const uint32_t* mask, int64_t begin, int64_t end) {
-  uint32_t all = ~uint32_t{0};
-  for (int64_t word = begin / kLanes; word < end / kLanes; ++word) all &= mask[word];
-  return ~all == 0 && end % kLanes == 0;
-}
+// The words of which the elements from `begin` up to `end` have a part.
+struct Words {
+  int64_t all, used = 0, full = 0;  // of them keep something; keep all
+
+  Words(const uint32_t* mask, int64_t begin, int64_t end) : all(mask_words(end) - begin / kLanes) {
+    const uint32_t* words = mask + begin / kLanes;
+    for (int64_t word = 0; word < all; ++word) {
+      used += words[word] != 0;
+      full += words[word] == ~uint32_t{0};
+    }
+  }
+
+  // So few keep something that the others are better left out than computed along.
+  bool sparse() const { return used * kSparse <= all; }
+};
 
 template <class Step>
 void run_masked(const Slice& slice, int64_t begin, int64_t end, const Scalars& scalars, uint32_t key) {
-  const auto tile_end = [&](int64_t at) { return std::min(end, (at / kTile + 1) * kTile); };
-  const auto dense = [&](int64_t at) { return at % kLanes == 0 && keeps_all(slice.mask, at, tile_end(at)); };
+  const bool zero = slice.mask_mode == MaskMode::kZero;
+  const auto selected = zero ? run_selected<Step, MaskMode::kZero> : run_selected<Step, MaskMode::kFreeze>;
   for (int64_t stop; begin < end; begin = stop) {
-    const bool all = dense(begin);
-    for (stop = tile_end(begin); stop < end && dense(stop) == all;) stop = tile_end(stop);
-    (all ? run_range<Step> : run_words<Step>)(slice, begin, stop, scalars, key);
+    stop = std::min(end, (begin / kMaskBlock + 1) * kMaskBlock);
+    const Words words(slice.mask, begin, stop);
+    for (Kept kept; begin < stop; begin = kept.end) {
+      kept = words.full == words.all ? Kept{stop, true, true} : look(slice.mask, begin, stop, words.sparse());
+      if (words.sparse()) prefetch_used<Step>(slice, begin + kAhead, std::min(end, kept.end + kAhead));
+      if (kept.all)
+        run_range<Step>(slice, begin, kept.end, scalars, key);
+      else if (kept.any)
+        selected(slice, begin, kept.end, scalars, key);
+      else if (zero)
+        clear_pruned<Step>(slice, begin, static_cast<int>(kept.end - begin));
+    }
   }
 }
 

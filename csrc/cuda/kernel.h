@@ -67,7 +67,7 @@ struct Packs {
       In& stepped = In::in(here.*array, 0);
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) {
-        const Where where{(kept >> k & 1) != 0, slice.mask_mode};
+        const Where where(kept_bits(kept, k), slice.mask_mode);
         stepped.values[k] = of_bits<typename decltype(storage)::Stored>(
             masked(where, stored_bits(stepped.values[k]), stored_bits(before.values[k])));
       }
@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(kThreads, 1) adamw_kernel(const __grid_constan
   const int body = Packs<Step>::fits(part) ? size / kWidth * kWidth : 0;
   for (int i = thread * kWidth; i < body; i += kThreads * kWidth) run_packs<Step>(part, i, scalars);
   for (int i = body + thread; i < size; i += kThreads)
-    Step::run_where(part, i, scalars, kept_lanes(part.mask, i, 1) != 0);
+    Step::run_where(part, i, scalars, Where(kept_bits(kept_lanes(part.mask, i, 1), 0), part.mask_mode));
   if (thread == 0 && begin == 0) advance(table.numbers, tensor, scalars.step);
 }
 

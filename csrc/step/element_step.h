@@ -35,12 +35,11 @@ struct ElementStep {
     adamw<Decay, SecondMoment>(element, scalars);
   }
 
-  static GROK_HD void write(const Slice& slice, int64_t i, const Element& element, bool kept) {
+  static GROK_HD void write(const Slice& slice, int64_t i, const Element& element, Where where) {
     // One draw for all states of an element: each is rounded without bias, and equals stay equal.
     uint32_t drawn = 0;
     if constexpr (StateStorage::kUsesRandomBits)
       drawn = random_bits(slice.random_key, slice.first + static_cast<uint32_t>(i));
-    const Where where{kept, slice.mask_mode};
     store<ParamStorage>(slice.param, i, element.param, 0, where);
     store<StateStorage>(slice.exp_avg, i, element.exp_avg, drawn, where);
     store<StateStorage>(slice.exp_avg_sq, i, element.exp_avg_sq, drawn, where);
@@ -71,15 +70,14 @@ struct ElementStep {
     if constexpr (kUsesEma) use(&Slice::grad_ema, StateStorage{});
   }
 
-  // Where an element is not kept, what is written is what the mask's mode says.
-  static GROK_HD void run_where(const Slice& slice, int64_t i, const Scalars& scalars, bool kept) {
+  static GROK_HD void run_where(const Slice& slice, int64_t i, const Scalars& scalars, Where where) {
     Element element = read(slice, i);
     update(element, scalars);
-    write(slice, i, element, kept);
+    write(slice, i, element, where);
   }
 
   static GROK_HD void run(const Slice& slice, int64_t i, const Scalars& scalars) {
-    run_where(slice, i, scalars, true);
+    run_where(slice, i, scalars, Where(~uint32_t{0}, slice.mask_mode));
   }
 };
 
