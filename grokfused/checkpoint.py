@@ -4,6 +4,7 @@ another model is refused.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,13 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grokfused.buckets import STATE_ARRAYS, wrong_step
+from grokfused.buckets import STATE_ARRAYS, check_state, wrong_step
 from grokfused.mask import check_mask, check_mode, pack, unpack, zero_left_out
+from grokfused.plan import param_names
 from grokfused.sharding import unlike
 from grokfused.storage import STATE_DTYPES, state_dtype_name, state_like
 
 TO_RESHARD = "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict spreads a state dict anew"
 MASK = {"mask", "mask_mode"}  # of a saved state
+# The options of torch.optim.Adam and AdamW that are ours too; `decoupled_weight_decay` tells the two apart.
+TORCH_OPTIONS = (
+    *("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize"),
+    *("foreach", "fused", "capturable", "differentiable"),
+)
 
 
 def with_bool_masks(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -167,3 +174,37 @@ def loading(optimizer: Any, state_dict: Mapping[str, Any]) -> Iterator[None]:
     finally:
         before.remove()
         after.remove()
+
+
+def for_torch(optimizer: Any) -> dict[str, Any]:
+    """Returns the state dict of torch.optim.Adam or AdamW; see ``GrokAdam.torch_state_dict``.
+
+    What is in a group beside our options (a scheduler's ``initial_lr``, ``param_names``) is kept.
+    """
+    names = param_names(optimizer.param_groups)
+    numbers = {param: number for number, param in enumerate(names)}
+    left_out = {"params", *optimizer.defaults} - set(TORCH_OPTIONS)
+    state_dict: dict[str, Any] = {"state": {}, "param_groups": []}
+    for group in optimizer.param_groups:
+        options = {name: copy.deepcopy(value) for name, value in group.items() if name not in left_out}
+        members = [numbers[param] for param in group["params"]]
+        options |= {"decoupled_weight_decay": optimizer.decay == "decoupled", "params": members}
+        state_dict["param_groups"].append(options)
+        for param in group["params"]:
+            state = optimizer.state.get(param)
+            if state and "mask" in state:
+                raise ValueError(
+                    f"{names[param]} has a mask, which torch.optim would not keep to: "
+                    "note masks() and call remove_mask first"
+                )
+            if state:
+                check_state(param, state, names[param])
+                state_dict["state"][numbers[param]] = _state_for_torch(param, state, group["amsgrad"])
+    return state_dict
+
+
+def _state_for_torch(param: Tensor, state: Mapping[str, Any], amsgrad: bool) -> dict[str, Tensor]:
+    arrays = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if amsgrad else ()))
+    moments = {key: state_like(param, torch.float32, state.get(key)) for key in arrays}
+    step = torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu")
+    return {"step": step, **moments}

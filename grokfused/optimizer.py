@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
 from grokfused.buckets import Bucket
-from grokfused.checkpoint import loading, saving
+from grokfused.checkpoint import for_torch, loading, saving
 from grokfused.grad_scale import clipped, given_scale, max_norm_of
 from grokfused.in_backward import StepInBackward
 from grokfused.masking import Masking
@@ -231,6 +231,21 @@ class GrokAdam(Masking, Optimizer):
         """Returns the state as torch.optim does; a mask is a bool tensor of its parameter's shape."""
         with saving(self):
             return super().state_dict()
+
+    def torch_state_dict(self) -> dict[str, Any]:
+        """Returns a state dict that torch.optim's optimizer of the same parameters loads and goes on from.
+
+        That of GrokAdam is for torch.optim.Adam, that of GrokAdamW for AdamW (also ``fused=True``). It holds
+        the step counts, the moments, widened to float32 where they are bfloat16, and the options that torch
+        has; the slow gradient and the options that are ours are left out, ``max_grad_norm`` with them. It
+        shares no memory with this optimizer. torch's ``load_state_dict`` rounds the moments to the dtype of
+        their parameter.
+
+        Raises:
+            ValueError: A parameter has a mask, which torch.optim would not keep to; the message names it.
+            RuntimeError: A state does not fit its parameter, or has lost a moment.
+        """
+        return for_torch(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict; states keep the dtype they were saved in and get memory of their own.
