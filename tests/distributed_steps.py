@@ -1,0 +1,168 @@
+"""Cases of tests/test_distributed.py: the step on shards and replicas, and the masks of shards."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from distributed_group import (
+    ROUNDING,
+    assert_same_bits,
+    assert_same_states,
+    give_grads,
+    my_part,
+    network,
+    set_two_masks,
+    sharded_network,
+    train,
+    whole,
+)
+from stepping import OPTIONS
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from grokfused import GrokAdam, GrokAdamW, ops
+
+
+def fsdp2_trains_like_one_process(_: Path) -> None:
+    plain, model = network(), sharded_network()
+    one, many = GrokAdamW(plain.parameters(), **OPTIONS), GrokAdamW(model.parameters(), **OPTIONS)
+    train(plain, one)
+    train(model, many, my_part())
+    for param, other in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(whole(param), other.detach(), **ROUNDING)
+        state = many.state[param]
+        assert all(state[key].placements == param.placements for key in ("exp_avg", "exp_avg_sq", "grad_ema"))
+        assert type(state["step"]) is Tensor
+        assert (state["step"].shape, state["step"].item()) == ((), 5)
+    assert 0 in [param.to_local().numel() for param in model.parameters()] or dist.get_rank() == 0
+
+
+def every_layout_steps_bit_for_bit(_: Path) -> None:
+    meshes = init_device_mesh("cpu", (2,)), init_device_mesh("cpu", (1, 2), mesh_dim_names=("a", "b"))
+    layouts = [
+        (meshes[0], [Shard(0)], [9, 7]),
+        (meshes[0], [Shard(1)], [4, 5]),
+        (meshes[0], [Shard(0)], [1]),
+        (meshes[0], [Replicate()], []),
+        (meshes[1], [Shard(0), Shard(1)], [3, 6]),
+        (meshes[1], [Replicate(), Shard(0)], [0, 3]),
+    ]
+    for kind in GrokAdam, GrokAdamW:
+        plain = [torch.randn(shape, generator=torch.Generator().manual_seed(1)) for *_, shape in layouts]
+        plain.append(torch.ones(6))  # a parameter that is not sharded at all
+        spread = [distribute_tensor(p.clone(), m, at) for p, (m, at, _) in zip(plain, layouts, strict=False)]
+        models = [nn.ParameterList(params) for params in (plain, [*spread, plain[-1].clone()])]
+        one, many = (kind(model.parameters(), amsgrad=True, **OPTIONS) for model in models)
+        for step in range(4):
+            for model in models:
+                give_grads(model, step)
+            one.step()
+            many.step()
+        assert_same_states(many, one)
+
+
+def later_steps_run_on_remembered_addresses(_: Path) -> None:
+    model = sharded_network()
+    optimizer = GrokAdamW(model.parameters(), **OPTIONS)
+    train(model, optimizer, my_part())
+    plan, through_the_op, versions = (
+        optimizer._plan,
+        ops.adamw_step_,
+        [p._version for p in model.parameters()],
+    )
+    ops.adamw_step_ = None
+    train(model, optimizer, my_part())
+    ops.adamw_step_ = through_the_op
+    assert optimizer._plan is plan
+    assert all(p._version > before for p, before in zip(model.parameters(), versions, strict=True))
+
+
+def masks_are_sharded_like_their_parameters(_: Path) -> None:
+    plain, model = network(), sharded_network()
+    one, many = GrokAdamW(plain.parameters(), **OPTIONS), GrokAdamW(model.parameters(), **OPTIONS)
+    for net, optimizer in (plain, one), (model, many):
+        give_grads(net, 0)
+        optimizer.step()
+        set_two_masks(optimizer, net)
+        give_grads(net, 1)
+        optimizer.step()
+    assert_same_states(many, one)
+    assert len(many.masks()) == 2
+    mask = many.state_dict()["state"][0]["mask"]
+    assert (mask.placements, mask.shape, mask.dtype) == ((Shard(0),), (9, 5), torch.bool)
+    resumed = GrokAdamW(sharded_network().parameters())
+    resumed.load_state_dict(many.state_dict())
+    assert [packed["mask"].mode for packed in resumed.state.values() if "mask" in packed] == [
+        "zero",
+        "freeze",
+    ]
+    for mine, loaded in zip(many.masks().values(), resumed.masks().values(), strict=True):
+        assert torch.equal(whole(mine), whole(loaded))
+    with pytest.raises(ValueError, match="got a plain tensor"):
+        many.set_mask(model[0].weight, torch.ones(9, 5).bool())
+
+
+def gradients_of_other_layouts(_: Path) -> None:
+    mesh, other = init_device_mesh("cpu", (2,)), init_device_mesh("cpu", (1, 2), mesh_dim_names=("a", "b"))
+    plain = torch.randn([5, 3], generator=torch.Generator().manual_seed(1))
+    sharded = nn.Parameter(distribute_tensor(plain.clone(), mesh, [Shard(0)]))
+    one, many = GrokAdamW([plain], **OPTIONS), GrokAdamW([("w", sharded)], **OPTIONS)
+    full = torch.randn([5, 3], generator=torch.Generator().manual_seed(2))
+    half = DTensor.from_local(full / 2, mesh, [Partial()], run_check=False)
+    for grad in half, distribute_tensor(full, mesh, [Shard(1)]), distribute_tensor(full, mesh, [Replicate()]):
+        plain.grad, sharded.grad = full, grad
+        one.step()
+        many.step()
+    assert_same_states(many, one)
+    for wrong in distribute_tensor(full, other, [Replicate(), Shard(0)]), full:
+        sharded.grad = None  # torch compares a new gradient with the parameter, but not their meshes
+        sharded.grad = wrong
+        with pytest.raises(RuntimeError, match="the gradient of parameter 'w'"):
+            many.step()
+    assert_same_states(many, one)
+    with pytest.raises(ValueError, match="Partial"):
+        GrokAdamW([DTensor.from_local(full, mesh, [Partial()], run_check=False)])
+    with pytest.raises(ValueError, match="set_optimizer_state_dict"):
+        many.load_state_dict(one.state_dict())
+
+
+def ddp_trains_like_one_process(_: Path) -> None:
+    plain, model = network(), DistributedDataParallel(network())
+    train(plain, GrokAdamW(plain.parameters(), **OPTIONS))
+    train(model, GrokAdamW(model.parameters(), **OPTIONS), my_part())
+    for param, other in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(param, other, **ROUNDING)
+
+
+def zero_redundancy_optimizer(_: Path) -> None:
+    plain, model = network(), network()
+    one = GrokAdamW(plain.parameters(), **OPTIONS)
+    many = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=GrokAdamW, **OPTIONS)
+    resumed = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=GrokAdamW, **OPTIONS)
+    for step in range(6):
+        if step == 3:  # all states, gathered on the first process, and given out again
+            many.consolidate_state_dict(to=0)
+            saved = [many.state_dict() if dist.get_rank() == 0 else None]
+            dist.broadcast_object_list(saved, src=0)
+            resumed.load_state_dict(saved[0])
+            many = resumed
+        for net, optimizer in (plain, one), (model, many):
+            give_grads(net, step)
+            optimizer.step()
+    for param, other in zip(model.parameters(), plain.parameters(), strict=True):
+        assert_same_bits(param, other)
+
+
+CASES = [
+    fsdp2_trains_like_one_process,
+    every_layout_steps_bit_for_bit,
+    later_steps_run_on_remembered_addresses,
+    masks_are_sharded_like_their_parameters,
+    gradients_of_other_layouts,
+    ddp_trains_like_one_process,
+    zero_redundancy_optimizer,
+]
