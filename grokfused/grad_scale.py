@@ -66,24 +66,33 @@ def total_norm(grads: Sequence[Tensor]) -> Tensor:
     """Returns the Euclidean norm of all gradients together: float32 [], on the device of the first.
 
     Of float32 gradients it is that of ``torch.nn.utils.get_total_norm``, to the bit. 16-bit ones are summed
-    in float32 here, where torch rounds the norm of each tensor to 16 bits (float16 ends at 65504).
+    in float32 here, where torch rounds the norm of each tensor to 16 bits (float16 ends at 65504). DTensors
+    count whole, each mesh of processes by itself, other tensors as they are on this process.
     """
-    wide = [grad for grad in grads if grad.dtype is torch.float32]
-    norms = [_whole(torch.nn.utils.get_total_norm(wide))] if wide else []
-    kinds = dict.fromkeys((grad.device, grad.dtype) for grad in grads if grad.dtype is not torch.float32)
-    for kind in kinds:
-        narrow = [grad for grad in grads if (grad.device, grad.dtype) == kind]
-        each: list[Tensor] = list(torch._foreach_norm(narrow, 2.0, dtype=torch.float32))
-        norms.append(_whole(torch.linalg.vector_norm(torch.stack(each))))
+    kinds: dict[Any, list[Tensor]] = {}
+    for grad in grads:
+        mesh = getattr(grad, "device_mesh", None)  # a DTensor's; no import of torch.distributed
+        kind = (mesh,) if grad.dtype is torch.float32 else (mesh, grad.device, grad.dtype)
+        kinds.setdefault(kind, []).append(grad)
+    norms = [_whole(_norm(alike)) for alike in kinds.values()]
     if len(norms) == 1:
         return norms[0]
     total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(grads[0].device) for norm in norms]))
     return total
 
 
+def _norm(alike: list[Tensor]) -> Tensor:
+    """Returns the norm of float32 gradients, or of 16-bit ones of one dtype and device."""
+    if alike[0].dtype is torch.float32:
+        return torch.nn.utils.get_total_norm(alike)
+    each: list[Tensor] = list(torch._foreach_norm(alike, 2.0, dtype=torch.float32))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(each))
+    return norm
+
+
 def _whole(norm: Tensor) -> Tensor:
-    """Returns the norm over all ranks where the gradients are DTensors, of which each rank has a part."""
-    full: Callable[[], Tensor] | None = getattr(norm, "full_tensor", None)  # no import of torch.distributed
+    """Returns the norm over all processes where the gradients are DTensors, of which each has a part."""
+    full: Callable[[], Tensor] | None = getattr(norm, "full_tensor", None)
     return norm if full is None else full()
 
 

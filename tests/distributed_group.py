@@ -7,8 +7,9 @@ one process, bit for bit, whatever the number of shards.
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from grokfused import GrokAdam
 from grokfused.lab.agreement import differing_bits
@@ -52,6 +53,27 @@ def sharded_network() -> nn.Module:
     for layer in model[0], model[3]:
         fully_shard(layer)
     return fully_shard(model)
+
+
+def every_layout() -> tuple[nn.Module, nn.Module]:
+    """Returns the same parameters on one process and, but for the last one, spread over two."""
+    mesh, wide, high = (
+        init_device_mesh("cpu", shape, mesh_dim_names=names)
+        for shape, names in (((2,), None), ((1, 2), ("a", "b")), ((2, 1), ("c", "d")))
+    )
+    layouts = [
+        (mesh, [Shard(0)], [9, 7]),
+        (mesh, [Shard(1)], [4, 5]),
+        (mesh, [Shard(0)], [1]),
+        (mesh, [Replicate()], []),
+        (wide, [Shard(0), Shard(1)], [3, 6]),
+        (wide, [Replicate(), Shard(0)], [0, 3]),
+        (high, [Replicate(), Shard(0)], [5]),
+    ]
+    plain = [torch.randn(shape, generator=torch.Generator().manual_seed(1)) for *_, shape in layouts]
+    plain.append(torch.ones(6))
+    spread = [distribute_tensor(p.clone(), m, at) for p, (m, at, _) in zip(plain, layouts, strict=False)]
+    return nn.ParameterList(plain), nn.ParameterList([*spread, plain[-1].clone()])
 
 
 def give_grads(model: nn.Module, step: int) -> None:

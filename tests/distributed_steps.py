@@ -9,6 +9,7 @@ from distributed_group import (
     ROUNDING,
     assert_same_bits,
     assert_same_states,
+    every_layout,
     give_grads,
     my_part,
     network,
@@ -42,20 +43,8 @@ def fsdp2_trains_like_one_process(_: Path) -> None:
 
 
 def every_layout_steps_bit_for_bit(_: Path) -> None:
-    meshes = init_device_mesh("cpu", (2,)), init_device_mesh("cpu", (1, 2), mesh_dim_names=("a", "b"))
-    layouts = [
-        (meshes[0], [Shard(0)], [9, 7]),
-        (meshes[0], [Shard(1)], [4, 5]),
-        (meshes[0], [Shard(0)], [1]),
-        (meshes[0], [Replicate()], []),
-        (meshes[1], [Shard(0), Shard(1)], [3, 6]),
-        (meshes[1], [Replicate(), Shard(0)], [0, 3]),
-    ]
     for kind in GrokAdam, GrokAdamW:
-        plain = [torch.randn(shape, generator=torch.Generator().manual_seed(1)) for *_, shape in layouts]
-        plain.append(torch.ones(6))  # a parameter that is not sharded at all
-        spread = [distribute_tensor(p.clone(), m, at) for p, (m, at, _) in zip(plain, layouts, strict=False)]
-        models = [nn.ParameterList(params) for params in (plain, [*spread, plain[-1].clone()])]
+        models = every_layout()
         one, many = (kind(model.parameters(), amsgrad=True, **OPTIONS) for model in models)
         for step in range(4):
             for model in models:
