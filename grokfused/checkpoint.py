@@ -19,7 +19,12 @@ from grokfused.sharding import unlike
 from grokfused.storage import STATE_DTYPES, state_dtype_name, state_like
 
 TO_RESHARD = "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict spreads a state dict anew"
+NO_PLACE = (
+    "torch.distributed.checkpoint reads only what the loading optimizer has a place for: "
+    "load with planner=grokfused.dcp.LoadPlanner()"
+)
 MASK = {"mask", "mask_mode"}  # of a saved state
+MASKS = "masks"  # of a saved group: how many of its parameters have one
 # The options of torch.optim.Adam and AdamW that are ours too; `decoupled_weight_decay` tells the two apart.
 TORCH_OPTIONS = (
     *("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize"),
@@ -30,7 +35,8 @@ TORCH_OPTIONS = (
 def with_bool_masks(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> dict[str, Any]:
     """Returns the state dict with each packed mask as a bool tensor ``mask`` and its ``mask_mode``.
 
-    So a checkpoint can be read, cut and merged like any other state of the parameter's shape.
+    So a checkpoint can be read, cut and merged like any other state of the parameter's shape. Each group
+    tells how many ``masks`` it has, so that none is lost unnoticed on the way.
 
     Args:
         groups: The optimizer's parameter groups.
@@ -43,7 +49,12 @@ def with_bool_masks(groups: list[dict[str, Any]], state_dict: dict[str, Any]) ->
         else state
         for key, state in state_dict["state"].items()
     }
-    return {**state_dict, "state": states}
+    saved_groups = [{**group, MASKS: _masks_of(group, states)} for group in state_dict["param_groups"]]
+    return {**state_dict, "state": states, "param_groups": saved_groups}
+
+
+def _masks_of(saved_group: Mapping[str, Any], states: Mapping[Any, Mapping[str, Any]]) -> int:
+    return sum("mask" in states.get(key, ()) for key in saved_group["params"])
 
 
 def saved_states(
@@ -76,6 +87,9 @@ def saved_states(
             if state:
                 _check_state(param, state, dtype, f"state[{key}]")
                 found.append((param, dtype, state))
+        count, wanted = _masks_of(saved_group, state_dict["state"]), saved_group.get(MASKS)
+        if wanted is not None and count != wanted:
+            raise ValueError(f"a group was saved with {wanted} masks, of which {count} came: {NO_PLACE}")
     return found
 
 
@@ -89,8 +103,9 @@ def _check_state(param: Tensor, state: object, dtype: torch.dtype, name: str) ->
         except TypeError as error:
             raise ValueError(str(error)) from error
     missing = {"step", "exp_avg", "exp_avg_sq"} - set(state)
-    if missing and not set(state) <= MASK:
-        raise ValueError(f"{name} lacks {sorted(missing)}: it is not the state of an Adam or AdamW")
+    if missing:
+        why = NO_PLACE if set(state) >= MASK else "it is not the state of an Adam or AdamW"
+        raise ValueError(f"{name} lacks {sorted(missing)}: {why}")
     wrong = wrong_step(state.get("step", 0))
     if wrong:
         raise ValueError(f"{name}['step'] {wrong}")
@@ -129,8 +144,6 @@ def owned_state(param: Tensor, dtype: torch.dtype, saved: Mapping[str, Any]) -> 
         state["mask"] = pack(mask, param, mode)
         if mode == "zero":
             zero_left_out(mask, [state[key] for key in STATE_ARRAYS if key in state])
-    if "step" not in state:
-        return state
     step = torch.as_tensor(state["step"], dtype=torch.float32, device="cpu").reshape(())
     state["step"] = step.detach().cpu().clone()
     return state
@@ -166,6 +179,8 @@ def loading(optimizer: Any, state_dict: Mapping[str, Any]) -> Iterator[None]:
     def restore(_: object) -> None:
         for param, dtype, state in saved:
             optimizer.state[param] = owned_state(param, dtype, state)
+        for group in optimizer.param_groups:
+            group.pop(MASKS, None)
 
     before = optimizer.register_load_state_dict_pre_hook(check)
     after = optimizer.register_load_state_dict_post_hook(restore, prepend=True)

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from grokfused.buckets import STATE_ARRAYS
+from grokfused.buckets import STATE_ARRAYS, check_state, prepare_state
 from grokfused.mask import check_mask, check_mode, pack, unpack, zero_left_out
+from grokfused.options import check_options, refuse_incomplete
 from grokfused.plan import param_names
 from grokfused.storage import check_has_values
 
@@ -17,6 +18,7 @@ from grokfused.storage import check_has_values
 class Masking:
     """The part of an optimizer that puts its parameters under masks; they lie in its state."""
 
+    defaults: dict[str, Any]
     param_groups: list[dict[str, Any]]
     state: defaultdict[Tensor, Any]
 
@@ -35,22 +37,32 @@ class Masking:
                 (default: "zero")
 
         Raises:
-            TypeError, ValueError: A mask does not fit, its parameter is not the optimizer's, or there is no
-                such mode; the message names it. Nothing was changed.
+            TypeError, ValueError: A mask does not fit, its parameter is not the optimizer's, there is no such
+                mode, or an option is out of its range; the message names it. Nothing was changed.
+            RuntimeError: A state does not fit its parameter, or has lost a moment. Nothing was changed.
         """
         check_mode(mode)
         if not isinstance(masks, Mapping):
             raise TypeError(f"masks must map parameters or their names to masks, got {type(masks).__name__}")
+        refuse_incomplete(self.param_groups, self.defaults)
+        for group in self.param_groups:
+            check_options(group)
+        groups = {param: group for group in self.param_groups for param in group["params"]}
         found = {}
         for key, mask in masks.items():
             param, name = self._owned(key)
             check_has_values(param, name)
             check_mask(mask, param, name)
+            others = {key: value for key, value in self.state.get(param, {}).items() if key != "mask"}
+            check_state(param, others, name)
             found[param] = mask
         for param, mask in found.items():
             # A new dict is how a plan knows that its buckets are outdated. Setting `self._plan` would reach
             # the wrong object where this is called on a wrapper derived from this class, like Lightning's.
             state = self.state[param] = {**self.state[param], "mask": pack(mask, param, mode)}
+            # All states, before the first step too: a mask alone is what a checkpoint looks like of which
+            # torch.distributed.checkpoint had no place for the rest.
+            prepare_state(param, state, groups[param])
             if mode == "zero":
                 zero_left_out(mask, [param, *(state[key] for key in STATE_ARRAYS if key in state)])
 

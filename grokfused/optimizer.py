@@ -255,8 +255,8 @@ class GrokAdam(Masking, Optimizer):
         gradient starts at the next gradient.
 
         Raises:
-            ValueError: The state dict does not fit (other groups, other shapes, missing states, or a
-                dtype that would lose bits). Nothing was changed.
+            ValueError: The state dict does not fit (other groups, other shapes, missing states or masks,
+                or a dtype that would lose bits). Nothing was changed.
         """
         with loading(self, state_dict):
             super().load_state_dict(state_dict)

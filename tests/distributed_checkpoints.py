@@ -1,21 +1,34 @@
 """Cases of tests/test_distributed.py: what several processes save, one and several others load."""
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from distributed_group import assert_same_states, give_grads, network, set_two_masks, sharded_network
+from distributed_group import (
+    ROUNDING,
+    assert_same_bits,
+    assert_same_states,
+    give_grads,
+    network,
+    set_two_masks,
+    sharded_network,
+    whole,
+)
 from stepping import OPTIONS
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
     get_state_dict,
+    set_optimizer_state_dict,
     set_state_dict,
 )
 
 from grokfused import GrokAdamW
+from grokfused.dcp import LoadPlanner
 
 
 def a_full_state_dict_fits_one_process(_: Path) -> None:
@@ -39,17 +52,62 @@ def a_full_state_dict_fits_one_process(_: Path) -> None:
         assert_same_states(resumed, one)
 
 
+def a_full_state_dict_is_spread_over_two(_: Path) -> None:
+    plain, model = network(), sharded_network()
+    one, many = GrokAdamW(plain.parameters(), **OPTIONS), GrokAdamW(model.parameters(), lr=0.5)
+    trained(plain, one, 2)
+    for from_first in False, True:
+        give_grads(model, 50)
+        many.step()
+        many.zero_grad()
+        set_two_masks(many, model)  # torch spreads what there is a place for
+        full = get_optimizer_state_dict(plain, one) if dist.get_rank() == 0 or not from_first else {}
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=from_first)
+        set_optimizer_state_dict(model, many, full, options=options)
+        for param, other in zip(model.parameters(), plain.parameters(), strict=True):
+            for key, state in one.state[other].items():
+                if key != "mask":
+                    assert_same_bits(many.state[param][key], state, key)
+        masks = zip(many.masks().values(), one.masks().values(), strict=True)
+        assert all(torch.equal(whole(mask), other) for mask, other in masks)
+
+
+def torch_goes_on_from_an_export_of_shards(_: Path) -> None:
+    plain, model = network(), sharded_network()
+    taken_over = []
+    for net in plain, model:
+        optimizer = GrokAdamW(
+            net.parameters(), **OPTIONS, state_dtype=torch.bfloat16, state_rounding="nearest"
+        )
+        give_grads(net, 0)
+        optimizer.step()
+        torchs = torch.optim.AdamW(net.parameters())
+        torchs.load_state_dict(optimizer.torch_state_dict())
+        give_grads(net, 1)
+        torchs.step()
+        taken_over.append(torchs)
+    one, many = taken_over
+    for param, other in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(whole(param), other.detach(), **ROUNDING)
+        for key, state in one.state[other].items():
+            torch.testing.assert_close(whole(many.state[param][key]), state, **ROUNDING)
+
+
+def trained(model: nn.Module, optimizer: GrokAdamW, steps: int) -> None:
+    set_two_masks(optimizer, model)
+    for step in range(steps):
+        give_grads(model, step)
+        optimizer.step()
+
+
 def save(folder: Path) -> None:
     """Trains three steps, saves, and notes what one process has three steps later."""
-    plain, model = network(), sharded_network()
+    plain, model, unmasked = network(), sharded_network(), sharded_network()
     one, many = GrokAdamW(plain.parameters(), **OPTIONS), GrokAdamW(model.parameters(), **OPTIONS)
     for net, optimizer in (plain, one), (model, many):
-        set_two_masks(optimizer, net)
-        for step in range(3):
-            give_grads(net, step)
-            optimizer.step()
-    weights, states = get_state_dict(model, many)
-    dcp.save({"model": weights, "optimizer": states}, checkpoint_id=folder / "checkpoint")
+        trained(net, optimizer, 3)
+    save_all(model, many, folder / "checkpoint")
+    save_all(unmasked, GrokAdamW(unmasked.parameters()), folder / "unmasked")
     for step in range(3, 6):
         give_grads(plain, step)
         one.step()
@@ -57,29 +115,79 @@ def save(folder: Path) -> None:
         torch.save({"model": plain.state_dict(), "optimizer": one.state_dict()}, folder / "later.pt")
 
 
+def save_all(model: nn.Module, optimizer: GrokAdamW, folder: Path) -> None:
+    weights, states = get_state_dict(model, optimizer)
+    dcp.save({"model": weights, "optimizer": states}, checkpoint_id=folder)
+
+
+def load_all(model: nn.Module, optimizer: GrokAdamW, folder: Path, planner: Any = None) -> None:
+    weights, states = get_state_dict(model, optimizer)
+    found = {"model": weights, "optimizer": states}
+    dcp.load(found, checkpoint_id=folder, planner=planner)
+    set_state_dict(model, optimizer, model_state_dict=found["model"], optim_state_dict=found["optimizer"])
+
+
+def new_optimizer(*, steps: int, masked: tuple[int, ...] = ()) -> tuple[nn.Module, GrokAdamW]:
+    """Returns a network of zeros, sharded where there are several processes, and an optimizer of it."""
+    model = sharded_network() if dist.get_world_size() > 1 else network()
+    optimizer = GrokAdamW(model.parameters(), **OPTIONS)
+    for param in model.parameters():
+        nn.init.zeros_(param)
+    for layer in masked:
+        param = model[layer].weight
+        optimizer.set_mask(param, torch.ones_like(param, dtype=torch.bool), "freeze")
+    for step in range(steps):
+        give_grads(model, 50 + step)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer
+
+
 def load(folder: Path) -> None:
     """Resumes on this number of processes from what ``save`` has written."""
     plain = network()
-    model = sharded_network() if dist.get_world_size() > 1 else network()
-    one, many = GrokAdamW(plain.parameters()), GrokAdamW(model.parameters(), **OPTIONS)
-    for param in model.parameters():
-        nn.init.zeros_(param)
-    for layer in model[0], model[3]:  # DCP reads what there is a place for
-        many.set_mask(layer.weight, torch.ones_like(layer.weight, dtype=torch.bool), "freeze")
-    give_grads(model, 50)
-    many.step()
-    many.zero_grad()
-    weights, states = get_state_dict(model, many)
-    found = {"model": weights, "optimizer": states}
-    dcp.load(found, checkpoint_id=folder / "checkpoint")
-    set_state_dict(model, many, model_state_dict=found["model"], optim_state_dict=found["optimizer"])
-    for step in range(3, 6):
-        give_grads(model, step)
-        many.step()
+    one = GrokAdamW(plain.parameters())
     later = torch.load(folder / "later.pt", weights_only=True)
     plain.load_state_dict(later["model"])
     one.load_state_dict(later["optimizer"])
-    assert_same_states(many, one)
+    for (model, many), planner in (
+        (new_optimizer(steps=1, masked=(0, 3)), None),  # where there is a place for each mask
+        (new_optimizer(steps=0), LoadPlanner()),
+        (new_optimizer(steps=2, masked=(1, 3)), LoadPlanner()),
+    ):
+        load_all(model, many, folder / "checkpoint", planner)
+        for step in range(3, 6):
+            give_grads(model, step)
+            many.step()
+        assert_same_states(many, one)
 
 
-CASES = [a_full_state_dict_fits_one_process, save]
+def masks_are_never_lost_unnoticed(folder: Path) -> None:
+    for masked in (), (3,):
+        model, optimizer = new_optimizer(steps=1, masked=masked)
+        with pytest.raises(ValueError, match=r"saved with 2 masks, of which \d came.*planner=grokfused.dcp"):
+            load_all(model, optimizer, folder / "checkpoint")
+        assert len(optimizer.masks()) == len(masked)
+    model, optimizer = new_optimizer(steps=1, masked=(0, 3))
+    load_all(model, optimizer, folder / "unmasked", LoadPlanner())
+    assert optimizer.masks() == {}
+
+
+def neither_are_moments(folder: Path) -> None:
+    """A mask set before the first step is not all that is read of its parameter's state."""
+    _, optimizer = new_optimizer(steps=0, masked=(0,))
+    states = optimizer.state_dict()
+    dcp.load({"optimizer": {"state": {"0.weight": states["state"][0]}}}, checkpoint_id=folder / "checkpoint")
+    assert states["state"][0]["step"] == 3
+    del states["state"][0]["step"]
+    with pytest.raises(ValueError, match=r"lacks \['step'\].*planner=grokfused.dcp.LoadPlanner"):
+        optimizer.load_state_dict(states)
+
+
+CASES = [
+    a_full_state_dict_fits_one_process,
+    a_full_state_dict_is_spread_over_two,
+    torch_goes_on_from_an_export_of_shards,
+    save,
+]
+LOADS = [load, masks_are_never_lost_unnoticed, neither_are_moments]

@@ -16,7 +16,6 @@ import distributed_scale
 import distributed_steps
 import torch
 import torch.distributed as dist
-from distributed_checkpoints import load
 
 SECONDS = 150  # for a group on a busy machine; alone it takes a few
 CASES = [*distributed_steps.CASES, *distributed_scale.CASES, *distributed_checkpoints.CASES]
@@ -43,11 +42,11 @@ def work(rank: int, world_size: int, folder: Path, cases: list[Callable[[Path], 
 
 
 def main() -> None:
-    """Runs all cases on two processes, and then ``load`` on one and, meanwhile, on three."""
+    """Runs all cases on two processes, and then what loads on one and, meanwhile, on three."""
     folder = Path(sys.argv[1])
     # Forked: importing all this takes seconds, and nothing has started a thread yet.
     new_process = multiprocessing.get_context("fork").Process
-    for groups in {2: CASES}, {1: [load], 3: [load]}:
+    for groups in {2: CASES}, {1: distributed_checkpoints.LOADS, 3: distributed_checkpoints.LOADS}:
         processes = [
             new_process(target=work, args=(rank, world_size, folder, cases), daemon=True)
             for world_size, cases in groups.items()

@@ -26,6 +26,8 @@ CASES = [
     "shards_that_are_no_dtensors",
     "a_scaled_loss",
     "a_full_state_dict_fits_one_process",
+    "a_full_state_dict_is_spread_over_two",
+    "torch_goes_on_from_an_export_of_shards",
     "save",
 ]
 
@@ -51,11 +53,12 @@ def test_two_processes(said, case) -> None:
         assert f"held: {case}\n" in said[process], said[process]
 
 
+@pytest.mark.parametrize("case", ["load", "masks_are_never_lost_unnoticed", "neither_are_moments"])
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_what_two_processes_saved_resumes_exactly_on(said, world_size) -> None:
+def test_what_two_processes_saved_resumes_exactly_on(said, world_size, case) -> None:
     for rank in range(world_size):
         process = f"{rank}_of_{world_size}"
-        assert "held: load\n" in said[process], said[process]
+        assert f"held: {case}\n" in said[process], said[process]
 
 
 def test_the_example_trains_on_two_processes_and_goes_on_with_one(tmp_path) -> None:

@@ -304,6 +304,40 @@ def test_a_state_dict_without_masks_takes_them_away_and_one_that_is_wrong_is_ref
     assert optimizer.masks() == {}
 
 
+def test_a_mask_that_got_lost_on_the_way_is_missed() -> None:
+    params = [made([7, 9]), made([5]), made([3])]
+    optimizer = GrokAdamW([{"params": params[:2]}, {"params": params[2:]}])
+    for param in params[:2]:
+        optimizer.set_mask(param, some(param))
+    saved = through_a_file(optimizer.state_dict())
+    assert [group["masks"] for group in saved["param_groups"]] == [2, 0]
+    for key in "mask", "mask_mode":
+        del saved["state"][1][key]
+    with pytest.raises(ValueError, match="saved with 2 masks, of which 1 came"):
+        optimizer.load_state_dict(saved)
+    assert len(optimizer.masks()) == 2
+    saved["param_groups"][0]["masks"] = 1  # on purpose
+    optimizer.load_state_dict(saved)
+    assert list(optimizer.masks()) == params[:1]
+    assert all("masks" not in group for group in optimizer.param_groups)
+
+
+def test_a_mask_is_refused_where_its_parameters_states_cannot_be_made() -> None:
+    param, other = made([7, 9]), made([3])
+    optimizer = GrokAdamW([param, other])
+    optimizer.param_groups[0]["state_dtype"] = "float8"
+    with pytest.raises(ValueError, match="state_dtype must be one of"):
+        optimizer.set_masks({param: some(param), other: some(other)})
+    assert not optimizer.state
+    optimizer.param_groups[0]["state_dtype"] = "float32"
+    set_grad(other, 1)
+    optimizer.step()
+    del optimizer.state[other]["exp_avg"]
+    with pytest.raises(RuntimeError, match="has lost 'exp_avg'"):
+        optimizer.set_masks({param: some(param), other: some(other)})
+    assert optimizer.masks() == {}
+
+
 def test_a_copy_and_a_pickled_optimizer_have_masks_of_their_own() -> None:
     param = made([7, 9])
     optimizer = GrokAdamW([param], **OPTIONS)
