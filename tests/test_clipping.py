@@ -8,7 +8,7 @@ import pytest
 import torch
 from stepping import BACKENDS, OPTIONS, values
 
-from grokfused import GrokAdamW, buckets
+from grokfused import GrokAdamW
 from grokfused.grad_scale import total_norm
 from grokfused.lab.agreement import differing_bits
 
@@ -29,13 +29,6 @@ def set_grads(params: list[torch.Tensor], step: int, factor: float = 1.0) -> Non
     torch.manual_seed(100 + step)
     for param in params:
         param.grad = (torch.randn(param.shape) * factor).to(param.dtype)
-
-
-@pytest.fixture(params=["numbered by the host", "numbered by the device"])
-def numbering(request, monkeypatch) -> None:
-    """Lets the CPU number its steps as a GPU does, where clipping must not make the host wait."""
-    if request.param == "numbered by the device":
-        monkeypatch.setattr(buckets, "NUMBERING_DEVICES", ("cpu",))
 
 
 @pytest.mark.usefixtures("numbering")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from stepping import BACKENDS, OPTIONS, values
 
-from grokfused import GrokAdam, GrokAdamW, buckets
+from grokfused import GrokAdam, GrokAdamW
 from grokfused import reference as truth
 from grokfused.device_scalars import DeviceScalars
 from grokfused.lab.agreement import differing_bits
@@ -29,13 +29,6 @@ def trained(optimizer: torch.optim.Optimizer, grads: list[torch.Tensor], scale: 
             optimizer.grad_scale = torch.tensor([scale])
             optimizer.found_inf = torch.tensor([2.0 * (not grad.isfinite().all())])
         optimizer.step()
-
-
-@pytest.fixture(params=["numbered by the host", "numbered by the device"])
-def numbering(request, monkeypatch) -> None:
-    """Lets the CPU number its steps as a GPU does."""
-    if request.param == "numbered by the device":
-        monkeypatch.setattr(buckets, "NUMBERING_DEVICES", ("cpu",))
 
 
 @pytest.mark.usefixtures("numbering")
