@@ -1,0 +1,191 @@
+"""Hyperparameters may change between steps, and the slow gradient starts as its options say."""
+
+import copy
+
+import pytest
+import torch
+from stepping import (
+    ADAM,
+    BACKENDS,
+    OPTIONS,
+    assert_same_bits,
+    new_param,
+    randn,
+    train,
+    ulps_of_the_largest,
+    values,
+)
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
+
+from grokfused import GrokAdamW
+from grokfused.lab.agreement import differing_bits
+
+# --- hyperparameters between steps -----------------------------------------------------------------------
+
+
+def test_lambda_lr_drives_it_as_it_drives_torch_adamw() -> None:
+    params = [new_param(31, 33), new_param(31, 33)]
+    ours = GrokAdamW([params[0]], lamb=0.0, alpha=0.93, **ADAM)
+    theirs = torch.optim.AdamW([params[1]], foreach=False, **ADAM)
+    schedules = [LambdaLR(optimizer, lambda step: 1 / (1 + step)) for optimizer in (ours, theirs)]
+    for seed in range(20):
+        for param, optimizer, schedule in zip(params, (ours, theirs), schedules, strict=True):
+            param.grad = randn(31, 33, seed=seed)
+            optimizer.step()
+            schedule.step()
+    assert ours.param_groups[0]["lr"] == theirs.param_groups[0]["lr"] < ADAM["lr"]
+    # See test_without_amplification_it_is_torch_optim.
+    assert ulps_of_the_largest(params[0].detach(), params[1].detach()) <= 4
+
+
+def test_one_cycle_lr_which_writes_betas_drives_it_as_it_drives_torch_adamw() -> None:
+    params = [new_param(31, 33), new_param(31, 33)]
+    ours = GrokAdamW([params[0]], lamb=0.0, alpha=0.93, **ADAM)
+    theirs = torch.optim.AdamW([params[1]], foreach=False, **ADAM)
+    schedules = [
+        OneCycleLR(optimizer, max_lr=0.02, total_steps=20, cycle_momentum=True, base_momentum=0.6)
+        for optimizer in (ours, theirs)
+    ]
+    seen = set()
+    for seed in range(20):
+        for param, optimizer, schedule in zip(params, (ours, theirs), schedules, strict=True):
+            param.grad = randn(31, 33, seed=seed)
+            optimizer.step()
+            if seed < 19:
+                schedule.step()
+        seen.add(tuple(ours.param_groups[0]["betas"]))
+    assert len(seen) > 15
+    # See test_without_amplification_it_is_torch_optim.
+    assert ulps_of_the_largest(params[0].detach(), params[1].detach()) <= 4
+
+
+@pytest.mark.parametrize("change", [{"alpha": 0.6}, {"lamb": 5.5}, {"eps": 0.1}, {"maximize": True}], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_hyperparameter_changed_in_the_group_holds_from_the_next_step(backend, change) -> None:
+    changed = GrokAdamW([new_param(9)], backend=backend, **OPTIONS)
+    unchanged = GrokAdamW([new_param(9)], backend=backend, **OPTIONS)
+    for optimizer in (changed, unchanged):
+        train(optimizer, 3)
+    saved = copy.deepcopy(unchanged.state_dict())
+    saved["param_groups"][0].update(change)
+    new = GrokAdamW([unchanged.param_groups[0]["params"][0].detach().clone().requires_grad_()])
+    new.load_state_dict(saved)
+    changed.param_groups[0].update(change)
+    for optimizer in (changed, unchanged, new):
+        train(optimizer, 2, seed=5)
+    assert_same_bits(values(changed), values(new))
+    assert differing_bits(values(changed)["0 param"], values(unchanged)["0 param"]) > 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_lr_may_be_a_one_element_tensor_changed_in_place(backend) -> None:
+    results = []
+    for shape in (None, (), (1,)):
+        lr = torch.full(shape or (), 3e-3)
+        optimizer = GrokAdamW(
+            [new_param(9)], backend=backend, **{**OPTIONS, "lr": lr.item() if shape is None else lr}
+        )
+        train(optimizer, 2)
+        lr.fill_(0.02)
+        if shape is None:
+            optimizer.param_groups[0]["lr"] = lr.item()
+        else:
+            assert optimizer.param_groups[0]["lr"] is lr
+        train(optimizer, 2, seed=5)
+        results.append(values(optimizer))
+    assert_same_bits(results[0], results[1])
+    assert_same_bits(results[0], results[2])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_group_exchanged_for_another_dict_is_followed(backend) -> None:
+    param = new_param(9)
+    optimizer = GrokAdamW([param], backend=backend, **OPTIONS)
+    train(optimizer, 2)
+    optimizer.param_groups[0] = {**optimizer.param_groups[0], "lr": 0.0}
+    before = param.detach().clone()
+    train(optimizer, 1)
+    assert differing_bits(param.detach(), before) == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_parameter_moved_to_another_group_takes_that_groups_options(backend) -> None:
+    a, b, c = new_param(3), new_param(4), new_param(5)
+    groups = [{"params": [a, b]}, {"params": [c], "lr": 0.0}]
+    optimizer = GrokAdamW(groups, backend=backend, **OPTIONS)
+    train(optimizer, 2)
+    optimizer.param_groups[0]["params"] = [a]
+    optimizer.param_groups[1]["params"] = [b, c]
+    before = b.detach().clone()
+    train(optimizer, 1)
+    assert differing_bits(b.detach(), before) == 0
+
+
+# --- the slow gradient's start ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("maximize", [False, True], ids=["minimize", "maximize"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_slow_gradient_starts_as_the_first_gradient(backend, maximize) -> None:
+    param = new_param(9)
+    optimizer = GrokAdamW([param], backend=backend, grad_ema_init="first", maximize=maximize, **OPTIONS)
+    param.grad = randn(9, seed=3)
+    optimizer.step()
+    expected = -param.grad if maximize else param.grad
+    assert differing_bits(optimizer.state[param]["grad_ema"], expected) == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_slow_gradient_starts_from_zero_by_choice(backend) -> None:
+    param = new_param(9)
+    optimizer = GrokAdamW([param], backend=backend, grad_ema_init="zero", **OPTIONS)
+    param.grad = randn(9, seed=3)
+    optimizer.step()
+    expected = torch.tensor(1 - OPTIONS["alpha"]) * param.grad
+    assert differing_bits(optimizer.state[param]["grad_ema"], expected) == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_filter_turned_on_late_starts_at_that_gradient(backend) -> None:
+    param, delayed = new_param(9), new_param(7)
+    optimizer = GrokAdamW([param, delayed], backend=backend, grad_filter="none", **OPTIONS)
+    for seed in range(3):
+        param.grad = randn(9, seed=seed)
+        optimizer.step()
+    assert "grad_ema" not in optimizer.state[param]
+    optimizer.param_groups[0]["grad_filter"] = "ema"
+    param.grad = randn(9, seed=4)
+    optimizer.step()
+    assert differing_bits(optimizer.state[param]["grad_ema"], param.grad) == 0
+    # From there on it is the formula's, and each parameter has a start of its own.
+    last = param.grad.clone()
+    param.grad, delayed.grad = randn(9, seed=5), randn(7, seed=5)
+    optimizer.step()
+    alpha = OPTIONS["alpha"]
+    expected = torch.tensor(alpha) * last + torch.tensor(1 - alpha) * param.grad
+    assert differing_bits(optimizer.state[param]["grad_ema"], expected) == 0
+    assert differing_bits(optimizer.state[delayed]["grad_ema"], delayed.grad) == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_state_made_late_has_the_dtype_of_the_others(backend) -> None:
+    param = new_param(9)
+    optimizer = GrokAdamW([param], backend=backend, grad_filter="none", state_dtype=torch.bfloat16, **OPTIONS)
+    train(optimizer, 2)
+    optimizer.param_groups[0].update(grad_filter="ema", amsgrad=True, state_dtype="float32")
+    train(optimizer, 1)
+    state = optimizer.state[param]
+    names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "grad_ema")
+    assert {state[name].dtype for name in names} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_filter_turned_off_is_plain_adamw(backend) -> None:
+    results = []
+    for lamb, off in ((0.0, False), (1.7, True)):
+        optimizer = GrokAdamW([new_param(9)], backend=backend, **{**OPTIONS, "lamb": lamb})
+        if off:
+            optimizer.param_groups[0]["grad_filter"] = "none"
+        train(optimizer, 3)
+        results.append(values(optimizer)["0 param"])
+    assert differing_bits(*results) == 0
