@@ -1,0 +1,247 @@
+"""A step that cannot be taken is refused by name, and changes nothing."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from snapshot import INF, NAN, Snapshot, param
+from stepping import BACKENDS, OPTIONS
+from torch import Tensor
+
+from grokfused import BackendUnavailable, GrokAdamW
+from grokfused.lab.agreement import differing_bits
+
+
+class WithGrad(torch.nn.Parameter):
+    """A parameter whose gradient is whatever it is told to be; torch's own setter would refuse some."""
+
+    given: Tensor | None = None
+
+    @property
+    def grad(self) -> Tensor | None:
+        return self.given
+
+    @grad.setter
+    def grad(self, grad: Tensor | None) -> None:
+        self.given = grad
+
+
+Errors = type[Exception] | tuple[type[Exception], ...]
+Break = Callable[[torch.optim.Optimizer, Tensor], None]
+
+
+def with_grad(change: Callable[[Tensor], Tensor]) -> Break:
+    def spoil(optimizer: torch.optim.Optimizer, victim: Tensor) -> None:
+        assert victim.grad is not None
+        victim.grad = change(victim.grad)
+
+    return spoil
+
+
+def with_data(change: Callable[[Tensor], Tensor], *, grad_too: bool) -> Break:
+    def spoil(optimizer: torch.optim.Optimizer, victim: Tensor) -> None:
+        victim.data = change(victim.data)
+        if grad_too:
+            victim.grad = torch.ones_like(victim.data)
+
+    return spoil
+
+
+def with_option(**changes: Any) -> Break:
+    return lambda optimizer, victim: optimizer.param_groups[-1].update(changes)
+
+
+def with_state_of_another_shape(optimizer: torch.optim.Optimizer, victim: Tensor) -> None:
+    state = optimizer.state[victim]
+    state.setdefault("step", torch.zeros(()))
+    for name in ("exp_avg", "exp_avg_sq", "grad_ema"):
+        state[name] = torch.zeros(7)
+
+
+def without_option(name: str) -> Break:
+    return lambda optimizer, victim: optimizer.param_groups[-1].pop(name)
+
+
+BREAKS: dict[str, tuple[Break, Errors, str]] = {
+    "sparse gradient": (with_grad(Tensor.to_sparse), RuntimeError, "sparse_coo.*nn.Embedding"),
+    "gradient of another size": (with_grad(lambda g: g[:2]), RuntimeError, r"shape|strides"),
+    "gradient of another shape": (with_grad(lambda g: g.reshape(6, 4)), RuntimeError, "shape"),
+    "gradient of fewer dimensions": (with_grad(lambda g: g.reshape(24)), RuntimeError, "shape"),
+    "gradient of another dtype": (with_grad(Tensor.half), RuntimeError, "float16"),
+    "wider gradient": (with_grad(Tensor.double), RuntimeError, "float64|Double"),
+    "complex gradient": (with_grad(lambda g: g.to(torch.complex64)), RuntimeError, "complex|Complex"),
+    "gradient on another device": (with_grad(lambda g: g.to("meta")), RuntimeError, "device"),
+    "parameter of another shape": (
+        with_data(lambda p: p.reshape(6, 4), grad_too=False),
+        RuntimeError,
+        "shape",
+    ),
+    "parameter cut short": (with_data(lambda p: p[:2], grad_too=False), RuntimeError, "shape"),
+    "parameter and gradient cut short": (
+        with_data(lambda p: p[:2], grad_too=True),
+        RuntimeError,
+        "shape|state",
+    ),
+    "parameter made float64": (
+        with_data(Tensor.double, grad_too=True),
+        (TypeError, RuntimeError),
+        "float32, bfloat16 or float16",
+    ),
+    "parameter expanded": (
+        with_data(lambda p: p[:1, :1].expand(4, 6), grad_too=True),
+        (ValueError, RuntimeError),
+        "overlap",
+    ),
+    "state of another shape": (with_state_of_another_shape, (RuntimeError, ValueError), "shape|size"),
+    **{
+        f"without {name}": (without_option(name), ValueError, rf"param_groups\[.\] has lost \['{name}'\]")
+        for name in ("lr", "lamb", "weight_decay", "max_grad_norm", "maximize", "seed")
+    },
+    "lr < 0": (with_option(lr=-0.5), ValueError, "learning rate: -0.5"),
+    "lr a word": (with_option(lr="0.5"), TypeError, "lr must be .*'0.5' of type str"),
+    "betas >= 1": (with_option(betas=(0.9, 1.0)), ValueError, "index 1: 1.0"),
+    "one beta": (with_option(betas=0.9), TypeError, "betas"),
+    "eps < 0": (with_option(eps=-1e-3), ValueError, "epsilon value: -0.001"),
+    "weight_decay nan": (with_option(weight_decay=NAN), ValueError, "weight_decay value: nan"),
+    "alpha 1": (with_option(alpha=1.0), ValueError, r"alpha value: 1.0 .*\[0, 1\)"),
+    "lamb inf": (with_option(lamb=INF), ValueError, "lamb value: inf"),
+    "unknown filter": (with_option(grad_filter="mean"), ValueError, "grad_filter.*'mean'"),
+    "unknown init": (with_option(grad_ema_init="last"), ValueError, "grad_ema_init.*'last'"),
+    "unknown backend": (with_option(backend="cuda"), ValueError, "backend.*'cuda'"),
+    "unknown rounding": (with_option(state_rounding="up"), ValueError, "state_rounding.*'up'"),
+    "unknown state dtype": (with_option(state_dtype="int8"), ValueError, "state_dtype.*'int8'"),
+    "amsgrad a word": (with_option(amsgrad="no"), TypeError, "amsgrad.*'no'"),
+    "maximize a word": (with_option(maximize="no"), TypeError, "maximize.*'no'"),
+    "differentiable": (with_option(differentiable=True), ValueError, "differentiable"),
+    "foreach and fused": (with_option(foreach=True, fused=True), RuntimeError, "fused.*foreach"),
+    "seed a fraction": (with_option(seed=0.5), TypeError, "seed.*0.5"),
+    "seed of too many bits": (with_option(seed=2**70), ValueError, f"seed.*{2**70}"),
+}
+# Without states a shorter parameter is as good as any; of the other one see the next test.
+FIRST_STEP = BREAKS.keys() - {"parameter and gradient cut short"}
+LATER_STEP = BREAKS.keys() - {"gradient on another device"}
+CASES = [(name, 0) for name in BREAKS if name in FIRST_STEP]
+
+CASES += [(name, 3) for name in BREAKS if name in LATER_STEP]
+
+
+@pytest.mark.parametrize("place", ["only", "second group", "second bucket"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("name", "steps"), CASES, ids=[f"{name} after {steps} steps" for name, steps in CASES]
+)
+def test_a_step_that_cannot_be_taken_changes_nothing(name, steps, backend, place) -> None:
+    spoil, error, message = BREAKS[name]
+    first_dtype = torch.bfloat16 if place == "second bucket" else torch.float32
+    params = [] if place == "only" else [WithGrad(torch.ones(5, dtype=first_dtype))]
+    victim = WithGrad(torch.ones(4, 6))
+    params.append(victim)
+    optimizer = GrokAdamW([{"params": [each]} for each in params], backend=backend, **OPTIONS)
+    for each in params:
+        each.grad = torch.full_like(each, 0.5)
+    for _ in range(steps):
+        optimizer.step()
+    spoil(optimizer, victim)
+    before = Snapshot(optimizer)
+    with pytest.raises(error, match=message):
+        optimizer.step()
+    before.assert_unchanged()
+
+
+FOREIGN_GRAD = """
+import sys
+sys.path.insert(0, "tests")
+from test_step_errors import BACKENDS, GrokAdamW, Snapshot, WithGrad, torch
+for backend in BACKENDS:
+    param = WithGrad(torch.ones(4, 6))
+    param.grad = torch.ones(4, 6)
+    optimizer = GrokAdamW([param], backend=backend)
+    optimizer.step()
+    optimizer.step()
+    param.grad = torch.ones(4, 6, device="meta")
+    before = Snapshot(optimizer)
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        before.assert_unchanged()
+        print(error)
+"""
+
+
+def test_a_gradient_that_moved_to_another_device_is_refused(request) -> None:
+    # In a process of its own: reading at an address of that device would end it.
+    root = request.config.rootpath
+    shown = subprocess.run([sys.executable, "-c", FOREIGN_GRAD], capture_output=True, text=True, cwd=root)
+    assert shown.returncode == 0, shown.stderr
+    refused = re.findall(
+        "must have device cpu, got meta|must be on one device, got .'cpu', 'meta'", shown.stdout
+    )
+    assert len(refused) == len(BACKENDS)
+
+
+@pytest.mark.parametrize("first", [[], [3]], ids=["only", "second bucket"])
+def test_a_refusing_backend_changes_nothing(first) -> None:
+    base = torch.ones(4, 6)
+    params = [*(param(size, dtype=torch.bfloat16) for size in first), base[:, ::2].requires_grad_()]
+    optimizer = GrokAdamW(params, backend="native", **OPTIONS)
+    for each in params:
+        each.grad = torch.ones_like(each)
+    before = Snapshot(optimizer)
+    with pytest.raises(BackendUnavailable, match=r"backend='native' cannot run here: .*gaps"):
+        optimizer.step()
+    before.assert_unchanged()
+
+
+@pytest.mark.filterwarnings("ignore:grokfused takes its slow reference backend:RuntimeWarning")
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_a_parameter_without_memory_is_refused(backend) -> None:
+    params = [param(3), torch.ones(4, device="meta").requires_grad_()]
+    optimizer = GrokAdamW(params, backend=backend, **OPTIONS)
+    for each in params:
+        each.grad = torch.ones_like(each)
+    before = Snapshot(optimizer)
+    with pytest.raises((RuntimeError, TypeError, ValueError), match="meta"):
+        optimizer.step()
+    before.assert_unchanged()
+
+
+def test_a_closure_that_raises_changes_nothing() -> None:
+    victim = param(3)
+    optimizer = GrokAdamW([victim], **OPTIONS)
+    victim.grad = torch.ones(3)
+    optimizer.step()
+    before = Snapshot(optimizer)
+
+    def closure() -> None:
+        raise KeyError("no batch left")
+
+    with pytest.raises(KeyError, match="no batch left"):
+        optimizer.step(closure)
+    before.assert_unchanged()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_training_goes_on_after_a_refused_step(backend) -> None:
+    results = []
+    for stumble in (False, True):
+        victim = param(4, 6)
+        optimizer = GrokAdamW([victim], backend=backend, **OPTIONS)
+        victim.grad = torch.full((4, 6), 0.5)
+        optimizer.step()
+        if stumble:
+            victim.grad = torch.ones(4, 6).to_sparse()
+            with pytest.raises(RuntimeError, match="sparse"):
+                optimizer.step()
+            optimizer.param_groups[0]["alpha"] = 2.0
+            victim.grad = torch.full((4, 6), 0.5)
+            with pytest.raises(ValueError, match="alpha"):
+                optimizer.step()
+            optimizer.param_groups[0]["alpha"] = OPTIONS["alpha"]
+        optimizer.step()
+        results.append({"param": victim.detach(), **optimizer.state[victim]})
+    for name in results[0]:
+        assert differing_bits(results[0][name], results[1][name]) == 0
