@@ -1,13 +1,12 @@
 """Exported state dicts: torch.optim loads them and goes on as if it had trained from the beginning."""
 
 import copy
-import io
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
-from stepping import ADAM, BACKENDS, OPTIONS, ulps_of_the_largest, values
+from checkpointing import copies
+from stepping import ADAM, BACKENDS, OPTIONS, through_a_file, train, ulps_of_the_largest, values
 from torch import Tensor
 
 from grokfused import GrokAdam, GrokAdamW
@@ -24,19 +23,6 @@ def new_params(dtype: torch.dtype = torch.float32) -> list[Tensor]:
     made = [torch.randn(shape, generator=random).to(dtype) for shape in ([9, 7], [], [257])]
     made.append(torch.randn(5, 6, generator=random).to(dtype).t())
     return [param.requires_grad_() for param in made]
-
-
-def copies(params: Iterable[Tensor]) -> list[Tensor]:
-    return [param.detach().clone().requires_grad_() for param in params]
-
-
-def train(optimizer: torch.optim.Optimizer, steps: int, seed: int = 2) -> None:
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    random = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
-        for param in params:
-            param.grad = torch.randn(param.shape, generator=random).to(param.dtype)
-        optimizer.step()
 
 
 def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
@@ -91,11 +77,9 @@ def test_what_was_imported_is_exported_again_to_the_bit(ours, theirs, amsgrad) -
 def test_an_export_imported_again_has_the_moments_the_step_and_torchs_options(ours, theirs) -> None:
     optimizer = ours(new_params(), **OPTIONS, amsgrad=True)
     train(optimizer, 3)
-    file = io.BytesIO()
-    torch.save(optimizer.torch_state_dict(), file)
-    file.seek(0)
+    saved = through_a_file(optimizer.torch_state_dict())
     resumed = ours(copies(optimizer.param_groups[0]["params"]), alpha=0.6)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
+    resumed.load_state_dict(saved)
     kept = {name: value for name, value in values(optimizer).items() if "grad_ema" not in name}
     found = values(resumed)
     assert found.keys() == kept.keys()

@@ -1,0 +1,122 @@
+"""What does not fit is refused whole."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from checkpointing import copies, new_params, optimizer_in_use, options
+from stepping import ADAM, assert_same_bits, train, values
+
+from grokfused import GrokAdamW
+
+
+def of_other_shapes(saved: dict[str, Any]) -> None:
+    for key in ("exp_avg", "exp_avg_sq", "grad_ema"):
+        saved["state"][3][key] = torch.zeros(6, 4)
+
+
+def with_one_array_of_another_shape(saved: dict[str, Any]) -> None:
+    saved["state"][3]["grad_ema"] = torch.zeros(5, 6)
+
+
+def with_other_group_sizes(saved: dict[str, Any]) -> None:
+    first, second = saved["param_groups"]
+    second["params"].insert(0, first["params"].pop())
+
+
+def with_fewer_groups(saved: dict[str, Any]) -> None:
+    saved["param_groups"].pop()
+
+
+def without_a_moment(saved: dict[str, Any]) -> None:
+    del saved["state"][3]["exp_avg_sq"]
+
+
+def without_a_step_count(saved: dict[str, Any]) -> None:
+    del saved["state"][3]["step"]
+
+
+def of_another_algorithm(saved: dict[str, Any]) -> None:
+    saved["state"] = {i: {"momentum_buffer": s["exp_avg"]} for i, s in saved["state"].items()}
+
+
+def with_states_of_more_bits(saved: dict[str, Any]) -> None:
+    saved["state"][3]["exp_avg"] = saved["state"][3]["exp_avg"].double()
+
+
+def with_fewer_bits_asked_for(saved: dict[str, Any]) -> None:
+    saved["param_groups"][1]["state_dtype"] = "bfloat16"
+
+
+def with_step(count: object) -> Callable[[dict[str, Any]], None]:
+    def spoil(saved: dict[str, Any]) -> None:
+        saved["state"][3]["step"] = count
+
+    spoil.__name__ = f"with step {count}"
+    return spoil
+
+
+def with_no_array(saved: dict[str, Any]) -> None:
+    saved["state"][3]["exp_avg"] = None
+
+
+def with_no_dict_for_a_state(saved: dict[str, Any]) -> None:
+    saved["state"][3] = 7
+
+
+def with_a_mask_of_numbers(saved: dict[str, Any]) -> None:
+    saved["state"][3]["mask"] = torch.ones(6, 5)
+
+
+def with_an_unknown_state_dtype(saved: dict[str, Any]) -> None:
+    saved["param_groups"][1]["state_dtype"] = "float8_e4m3fn"
+
+
+MISFITS: dict[Callable[[dict[str, Any]], None], str] = {
+    of_other_shapes: r"state\[3\]\['exp_avg'\] has shape \[6, 4\], its parameter \[6, 5\]",
+    with_one_array_of_another_shape: r"state\[3\]\['grad_ema'\] has shape \[5, 6\].*another model",
+    with_other_group_sizes: r"doesn't match the size.*groups of \[1, 3\] parameters, this optimizer \[2, 2\]",
+    with_fewer_groups: r"groups of \[2\] parameters, this optimizer \[2, 2\]",
+    without_a_moment: r"state\[3\] lacks \['exp_avg_sq'\]",
+    without_a_step_count: r"state\[3\] lacks \['step'\]",
+    of_another_algorithm: r"state\[0\] lacks .*not the state of an Adam",
+    with_states_of_more_bits: r"is torch.float64 and would lose bits as torch.float32: convert the saved",
+    with_step(float("nan")): r"state\[3\]\['step'\] must be a whole number of steps >= 0, got nan",
+    with_step(-1): r"whole number of steps >= 0, got -1",
+    with_step(0.5): r"whole number of steps >= 0, got 0.5",
+    with_step("two"): r"must be a number of steps, got 'two'",
+    with_step(torch.ones(2)): r"must be a number of steps, got tensor",
+    with_no_array: r"state\[3\]\['exp_avg'\] must be a tensor of its parameter's shape, got NoneType",
+    with_no_dict_for_a_state: r"state\[3\] must be a dict of states, got int",
+    with_a_mask_of_numbers: r"mask of state\[3\]'s parameter must be a bool tensor.*got torch.float32",
+    with_fewer_bits_asked_for: r"state\[2\]\['exp_avg'\] is torch.float32 and would lose bits as torch",
+    with_an_unknown_state_dtype: r"state_dtype must be .*float8_e4m3fn",
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), MISFITS.items(), ids=[spoil.__name__ for spoil in MISFITS])
+def test_a_state_dict_that_does_not_fit_is_refused_before_anything_changed(spoil, message) -> None:
+    source = optimizer_in_use()
+    train(source, 1, seed=9)
+    saved = copy.deepcopy(source.state_dict())
+    spoil(saved)
+    optimizer, twin = optimizer_in_use(), optimizer_in_use()
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(saved)
+    assert options(optimizer) == options(twin)
+    assert_same_bits(values(optimizer), values(twin))
+    for each in (optimizer, twin):
+        train(each, 2, seed=5)
+    assert_same_bits(values(optimizer), values(twin))
+
+
+def test_torch_optims_float32_states_are_refused_where_bfloat16_was_asked_for() -> None:
+    params = new_params()[:1]
+    torchs = torch.optim.AdamW(params, **ADAM)
+    train(torchs, 1)
+    with pytest.raises(
+        ValueError, match=r"would lose bits.*make the optimizer with state_dtype=torch.float3"
+    ):
+        GrokAdamW(copies(params), state_dtype=torch.bfloat16).load_state_dict(torchs.state_dict())
