@@ -149,7 +149,7 @@ class StepInBackward:
             arrays = plan.arrays([grad])
         if plan is None or arrays is None:
             decay = self.optimizer.decay
-            plan = Plan(groups, states, [param], decay, scaled=False, names=self._names)
+            plan = Plan(groups, states, [param], [grad], decay, scaled=False, names=self._names)
             self.optimizer.state[param] = state
             arrays = plan.arrays([grad]) or []
         self._plans[param] = plan, state.get("mask")

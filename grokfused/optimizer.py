@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
 from grokfused.buckets import Bucket
 from grokfused.checkpoint import for_torch, loading, saving
-from grokfused.grad_scale import clipped, given_scale, max_norm_of
+from grokfused.compiled import compiled_step, groups_exchanged, new_name
+from grokfused.grad_scale import GradScale, clipped, given_scale, max_norm_of
 from grokfused.in_backward import StepInBackward
 from grokfused.masking import Masking
 from grokfused.options import check_flag, check_options, refuse_incomplete, refuse_misspelt
@@ -102,6 +102,7 @@ class GrokAdam(Masking, Optimizer):
     grad_scale: Tensor | None
     found_inf: Tensor | None
     _plan: Plan | None = None  # made anew when it no longer holds; not part of the pickled state
+    _name: str  # by which compiled code finds it; of this object alone
     _in_backward: StepInBackward | None = None  # not part of it either: its hooks are those of our parameters
 
     def __init__(
@@ -138,6 +139,7 @@ class GrokAdam(Masking, Optimizer):
         defaults["state_dtype"] = state_dtype_name(state_dtype)
         check_options(defaults)
         super().__init__(params, defaults)
+        self._name = new_name(self)
         self._step_supports_amp_scaling = unscales_grads
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -175,7 +177,7 @@ class GrokAdam(Masking, Optimizer):
             What the closure returned, or None.
         """
         if torch.compiler.is_compiling():
-            return _untraced_step(self) if closure is None else _untraced_step(self, closure)
+            return _compiled_step(self) if closure is None else _compiled_step(self, closure)
         if _observed(self):
             # Hooks are shown the arguments that were given.
             return _observed_step(self) if closure is None else _observed_step(self, closure)
@@ -195,38 +197,35 @@ class GrokAdam(Masking, Optimizer):
         if self._in_backward is not None:
             self._in_backward.check()
             return loss
-        try:
-            scale, max_norm = given_scale(self), max_norm_of(self.param_groups)
-            ready = self._ready(bool(scale) or max_norm is not None)
-        except KeyError:
-            refuse_incomplete(self.param_groups, self.defaults)
-            raise
-        if max_norm is not None:
-            scale = clipped(scale, self._grads(), max_norm)
-        for bucket, arrays, scalars in ready:
-            bucket.step_(arrays, scalars, scale)
-        return loss
-
-    def _grads(self) -> list[Tensor]:
-        """Returns all gradients there are."""
-        grads = (param.grad for group in self.param_groups for param in group["params"])
-        return [grad for grad in grads if grad is not None]
-
-    def _ready(self, scaled: bool) -> list[tuple[Bucket, Arrays, Tensor]]:
-        """Returns the buckets with their tensors and scalars: all is checked, and nothing has changed yet."""
         params = [param for group in self.param_groups for param in group["params"]]
         grads = [param.grad for param in params]
         found = [grad for grad in grads if grad is not None]
         if len(found) < len(params):
             params = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
-        plan, arrays = self._plan, None
-        if plan is not None and plan.holds(self.param_groups, self.state, params, scaled):
-            arrays = plan.arrays(found)
-        if plan is None or arrays is None:
-            self._plan = None
-            self._plan = plan = Plan(self.param_groups, self.state, params, self.decay, scaled)
-            arrays = plan.arrays(found) or []
-        return [(*ready, ready[0].scalars()) for ready in zip(plan.buckets, arrays, strict=True)]
+        ready, scale = self._ready(params, found, given_scale(self))
+        for bucket, arrays, scalars in ready:
+            bucket.step_(arrays, scalars, scale)
+        return loss
+
+    def _ready(
+        self, params: list[Tensor], grads: list[Tensor], scale: GradScale
+    ) -> tuple[list[tuple[Bucket, Arrays, Tensor]], GradScale]:
+        """Returns the buckets, checked and unchanged, with tensors and scalars, and the gradients' scale."""
+        try:
+            max_norm = max_norm_of(self.param_groups)
+            scaled = bool(scale) or max_norm is not None
+            plan, arrays = self._plan, None
+            if plan is not None and plan.holds(self.param_groups, self.state, params, scaled):
+                arrays = plan.arrays(grads)
+            if plan is None or arrays is None:
+                self._plan = None
+                self._plan = plan = Plan(self.param_groups, self.state, params, grads, self.decay, scaled)
+                arrays = plan.arrays(grads) or []
+            ready = [(*ready, ready[0].scalars()) for ready in zip(plan.buckets, arrays, strict=True)]
+        except KeyError:
+            refuse_incomplete(self.param_groups, self.defaults)
+            raise
+        return ready, scale if max_norm is None else clipped(scale, grads, max_norm)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state as torch.optim does; a mask is a bool tensor of its parameter's shape."""
@@ -268,6 +267,9 @@ class GrokAdam(Masking, Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._plan = None
+        if "_name" not in self.__dict__:  # unpickled or copied
+            self._name = new_name(self)
+        groups_exchanged(self)
         self.defaults.setdefault("max_grad_norm", None)  # pickled before there was clipping
         self.__dict__.setdefault("_step_supports_amp_scaling", True)
         for group in self.param_groups:
@@ -276,10 +278,7 @@ class GrokAdam(Masking, Optimizer):
 
 
 _observed_step = Optimizer.profile_hook_step(GrokAdam._step)
-# One break in the graph of torch.compile: there is nothing in a step to fuse, and Dynamo would trace the
-# bookkeeping in a hundred pieces, some of them anew at every step. torch's own way, because
-# torch.compiler.disable would import Dynamo now.
-_untraced_step = _disable_dynamo(_observed_step)
+_compiled_step = Optimizer.profile_hook_step(compiled_step)
 
 
 def _observed(optimizer: Optimizer) -> bool:

@@ -65,6 +65,7 @@ class Plan:
         groups: The optimizer's parameter groups.
         states: The optimizer's states; missing ones are created.
         stepped: The parameters that have a gradient, in the order of the groups.
+        grads: Their gradients.
         decay: "coupled" or "decoupled".
         scaled: Whether numbers that only the device knows scale the gradients or may cancel the step: a loss
             scale, clipping.
@@ -80,6 +81,7 @@ class Plan:
         groups: Groups,
         states: dict[Tensor, dict[str, Any]],
         stepped: list[Tensor],
+        grads: list[Tensor],
         decay: str,
         scaled: bool,
         names: Mapping[Tensor, str] | None = None,
@@ -90,13 +92,12 @@ class Plan:
         owners = {param: group for group in groups for param in group["params"]}
         every_name = param_names(groups) if names is None else names
         self.names = [every_name[param] for param in stepped]
-        for param, name in zip(stepped, self.names, strict=True):
+        for param, grad, name in zip(stepped, grads, self.names, strict=True):
             check_param(param, name)
             check_has_values(param, name)
             check_state(param, states.get(param, {}), name)
             backends.choose(owners[param]["backend"], kind_of(param))
-            if param.grad is not None:
-                check_grad(param, param.grad, name)
+            check_grad(param, grad, name)
         self.groups, self.stepped, self.scaled = list(groups), stepped, scaled
         self.specs = [spec_of(param) for param in stepped]
         self.sharded = any(spec is not None for spec in self.specs)
@@ -146,7 +147,7 @@ class Plan:
                 return found
         if self._kinds() != self.kinds:
             return None
-        fitting = self.grads_fit()
+        fitting = self.grads_fit(grads)
         return [bucket.arrays(fitting) for bucket in self.buckets]
 
     def _kinds(self) -> list[tuple[Any, ...]]:
@@ -160,13 +161,8 @@ class Plan:
         ]
 
     @torch.no_grad()
-    def grads_fit(self) -> list[Tensor]:
+    def grads_fit(self, grads: list[Tensor]) -> list[Tensor]:
         """Checks every gradient and copies those that lie in another order than their parameter."""
-        named = [
-            (param, param.grad, name)
-            for param, name in zip(self.stepped, self.names, strict=True)
-            if param.grad is not None
-        ]
-        for each in named:
-            check_grad(*each)
-        return [fitting_grad(param, grad) for param, grad, _ in named]
+        for param, grad, name in zip(self.stepped, grads, self.names, strict=True):
+            check_grad(param, grad, name)
+        return [fitting_grad(param, grad) for param, grad in zip(self.stepped, grads, strict=True)]

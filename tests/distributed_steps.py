@@ -54,6 +54,18 @@ def every_layout_steps_bit_for_bit(_: Path) -> None:
         assert_same_states(many, one)
 
 
+def a_compiled_step_leaves_the_graph_for_shards(_: Path) -> None:
+    plain, model = network(), sharded_network()
+    one, many = GrokAdamW(plain.parameters(), **OPTIONS), GrokAdamW(model.parameters(), **OPTIONS)
+    step = torch.compile(many.step, backend="eager")
+    for number in range(3):
+        give_grads(plain, number)
+        give_grads(model, number)
+        one.step()
+        step()
+    assert_same_states(many, one)
+
+
 def later_steps_run_on_remembered_addresses(_: Path) -> None:
     model = sharded_network()
     optimizer = GrokAdamW(model.parameters(), **OPTIONS)
@@ -149,6 +161,7 @@ def zero_redundancy_optimizer(_: Path) -> None:
 CASES = [
     fsdp2_trains_like_one_process,
     every_layout_steps_bit_for_bit,
+    a_compiled_step_leaves_the_graph_for_shards,
     later_steps_run_on_remembered_addresses,
     masks_are_sharded_like_their_parameters,
     gradients_of_other_layouts,
