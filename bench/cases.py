@@ -41,12 +41,15 @@ CUDA_CASES: dict[str, Shapes] = {
 }
 
 
-def bytes_per_element(param: torch.dtype, state: torch.dtype, states: int) -> int:
+def bytes_per_element(param: torch.dtype, state: torch.dtype, states: int, kahan: bool = False) -> int:
     """Returns what one step must read and write per element, in bytes.
 
     Args:
         param: dtype of parameter (read, written) and gradient (read).
         state: dtype of the states, each read and written.
         states: 2 for Adam's moments, 3 with the slow gradient.
+        kahan: Whether parameters are rounded with Kahan's rest, read and written; float32 has none.
+            (default: False)
     """
-    return 3 * param.itemsize + 2 * states * state.itemsize
+    rest = 2 * param.itemsize if kahan and param.itemsize == 2 else 0
+    return 3 * param.itemsize + 2 * states * state.itemsize + rest

@@ -138,4 +138,5 @@ def contender(name: str, shapes: Shapes, place: Place = ON_CPU, **options: objec
     optimizer = GrokAdamW(parameters(shapes, place), alpha=ALPHA, lamb=LAMB, **options)
     state = options.get("state_dtype", F32)
     assert isinstance(state, torch.dtype)
-    return Contender(name, optimizer.step, bytes_per_element(place.dtype, state, 3))
+    kahan = options.get("param_rounding") == "kahan"
+    return Contender(name, optimizer.step, bytes_per_element(place.dtype, state, 3, kahan))

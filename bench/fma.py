@@ -20,7 +20,7 @@ from grokfused.scalars import Scalars
 
 ROOT = Path(__file__).parent.parent
 ELEMENTS = 64 * 2**20
-ARRAYS = ("param", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "grad_ema")
+ARRAYS = ("param", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "grad_ema", "kahan_comp", "mask")
 
 
 class Slice(ctypes.Structure):
@@ -31,6 +31,7 @@ class Slice(ctypes.Structure):
         ("size", ctypes.c_int64),
         ("random_key", ctypes.c_uint32),
         ("first", ctypes.c_uint32),
+        ("mask_mode", ctypes.c_uint32),
     )
 
 
@@ -62,7 +63,7 @@ def cost(nvcc: str = "nvcc", rounds: int = 31) -> dict[str, Any]:
         ``why_not``: what could not run.
     """
     arrays = [torch.rand(ELEMENTS, device="cuda") for _ in range(5)]
-    slice_ = Slice(*(a.data_ptr() for a in arrays[:4]), None, arrays[4].data_ptr(), ELEMENTS, 0, 0)
+    slice_ = Slice(*(a.data_ptr() for a in arrays[:4]), None, arrays[4].data_ptr(), None, None, ELEMENTS)
     row = Scalars(1.0, 1.0, 0.98, 0.02, 2.0, 0.01, 0.9999, 0.1, 0.999, 0.001, 1e-3, 1.0, 1e-8)
     scalars = torch.tensor(row)
     major, minor = torch.cuda.get_device_capability()

@@ -96,12 +96,12 @@ inline std::optional<Tensor> take<std::optional<Tensor>>(StableIValue boxed) {
 // In the order of the schema (csrc/op.cpp). The fields are initialised in that order too, so each
 // takes the next value of the stack.
 struct StepArguments {
-  Tensors params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_emas, masks;
+  Tensors params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_emas, kahan_comps, masks;
   Tensor steps, scalars;
   std::vector<int64_t> rows;
   std::string grad_filter, decay;
   bool amsgrad;
-  std::string state_rounding;
+  std::string state_rounding, param_rounding;
   int64_t seed;
   std::vector<int64_t> mask_modes;
   std::optional<Tensor> grad_scale, found_inf;
@@ -113,6 +113,7 @@ struct StepArguments {
         exp_avg_sqs(take<Tensors>(*next++)),
         max_exp_avg_sqs(take<Tensors>(*next++)),
         grad_emas(take<Tensors>(*next++)),
+        kahan_comps(take<Tensors>(*next++)),
         masks(take<Tensors>(*next++)),
         steps(take<Tensor>(*next++)),
         scalars(take<Tensor>(*next++)),
@@ -121,6 +122,7 @@ struct StepArguments {
         decay(take<std::string>(*next++)),
         amsgrad(take<bool>(*next++)),
         state_rounding(take<std::string>(*next++)),
+        param_rounding(take<std::string>(*next++)),
         seed(take<int64_t>(*next++)),
         mask_modes(take<std::vector<int64_t>>(*next++)),
         grad_scale(take<std::optional<Tensor>>(*next++)),

@@ -82,6 +82,7 @@ inline void check_tensor(const StepArguments& in, size_t t, int32_t param_dtype,
   if (!in.max_exp_avg_sqs.empty())
     check_like_param("max_exp_avg_sqs", in.max_exp_avg_sqs, place, t, state_dtype);
   if (!in.grad_emas.empty()) check_like_param("grad_emas", in.grad_emas, place, t, state_dtype);
+  if (!in.kahan_comps.empty()) check_like_param("kahan_comps", in.kahan_comps, place, t, param_dtype);
 }
 
 // The modes say what the masks leave out; a tensor without a mask has one of no words.
@@ -140,6 +141,7 @@ inline Slice slice_of(const StepArguments& in, size_t t) {
   slice.exp_avg_sq = in.exp_avg_sqs[t].mutable_data();
   if (!in.max_exp_avg_sqs.empty()) slice.max_exp_avg_sq = in.max_exp_avg_sqs[t].mutable_data();
   if (!in.grad_emas.empty()) slice.grad_ema = in.grad_emas[t].mutable_data();
+  if (!in.kahan_comps.empty()) slice.kahan_comp = in.kahan_comps[t].mutable_data();
   slice.size = in.params[t].numel();
   if (!in.masks.empty() && in.masks[t].numel() != 0) {
     slice.mask = static_cast<const uint32_t*>(in.masks[t].const_data());
@@ -169,13 +171,15 @@ inline CheckedStep checked_step(const StepArguments& in) {
   check_length("exp_avg_sqs", in.exp_avg_sqs, count, true);
   check_length("max_exp_avg_sqs", in.max_exp_avg_sqs, count, in.amsgrad);
   check_length("grad_emas", in.grad_emas, count, in.grad_filter != "none");
+  const bool rounded = count != 0 && in.params[0].dtype() != aoti_torch_dtype_float32();
+  check_length("kahan_comps", in.kahan_comps, count, rounded && in.param_rounding == "kahan");
   check_masks(in);
   check_scalars(in);
   if (count == 0) return {};
   const int32_t param_dtype = in.params[0].dtype(), state_dtype = in.exp_avgs[0].dtype();
   for (size_t t = 0; t < count; ++t) check_tensor(in, t, param_dtype, state_dtype);
-  return {{dtype_name(param_dtype), dtype_name(state_dtype), in.state_rounding, in.grad_filter, in.decay,
-           in.amsgrad},
+  return {{dtype_name(param_dtype), dtype_name(state_dtype), in.state_rounding, in.param_rounding,
+           in.grad_filter, in.decay, in.amsgrad},
           work_of(in)};
 }
 

@@ -46,7 +46,8 @@ class Known {
 
 class Launch {
  public:
-  // params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_emas, masks; those not used are empty lists.
+  // params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_emas, kahan_comps, masks; those not used are empty
+  // lists.
   using Arrays = std::vector<pybind11::list>;
 
   Launch(TensorReader read, Kernel kernel, const Arrays& arrays, const std::vector<int64_t>& mask_modes,
@@ -58,7 +59,7 @@ class Launch {
       fail("a launch of ", known_[kMasks].size(), " masks got ", mask_modes.size(), " modes");
     for (size_t t = 0; t < known_[0].size(); ++t) {
       const auto at = [&](size_t k) { return known_[k].empty() ? nullptr : known_[k].at(t).address(); };
-      Slice slice{at(0), nullptr, at(1), at(2), at(3), at(4), nullptr, known_[0][t].size(), 0, 0, {}};
+      Slice slice{at(0), nullptr, at(1), at(2), at(3), at(4), at(5), nullptr, known_[0][t].size(), 0, 0, {}};
       if (!mask_modes.empty() && known_[kMasks].at(t).size() != 0) {
         slice.mask = static_cast<const uint32_t*>(at(kMasks));
         slice.mask_mode = checked_mask_mode(mask_modes[t]);
@@ -101,7 +102,7 @@ class Launch {
   }
 
  private:
-  static constexpr size_t kArrays = 6, kMasks = 5;
+  static constexpr size_t kArrays = 7, kMasks = 6;
 
   std::vector<Known> all_known(const pybind11::list& array) {
     std::vector<Known> found;

@@ -16,7 +16,14 @@ from grokfused.grad_scale import GradScale
 from grokfused.mask import MODES, check_packed, fitting
 from grokfused.scalars import scalar_table, step_scalars
 from grokfused.sharding import is_sharded, local, shards, unlike
-from grokfused.storage import STATE_DTYPES, is_dense, same_order, state_like
+from grokfused.storage import (
+    ROUNDED_DTYPES,
+    STATE_DTYPES,
+    is_dense,
+    param_rounding_of,
+    same_order,
+    state_like,
+)
 
 Group = Mapping[str, Any]
 State = dict[str, Any]
@@ -24,7 +31,7 @@ State = dict[str, Any]
 NUMBERING_DEVICES = ("cuda",)
 # Options that decide where a parameter goes, not what happens to it.
 NOT_FOR_THE_OP = ("device", "param_dtype", "state_dtype", "backend", "numbers_on_device", "sharded")
-STATE_ARRAYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "grad_ema")
+STATE_ARRAYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "grad_ema", "kahan_comp")
 
 
 class Options(NamedTuple):
@@ -38,14 +45,16 @@ class Options(NamedTuple):
     decay: str
     amsgrad: bool
     state_rounding: str
+    param_rounding: str
     seed: int
     numbers_on_device: bool
     sharded: bool
 
 
-def _used_arrays(grad_filter: str, amsgrad: bool) -> tuple[str, ...]:
+def _used_arrays(grad_filter: str, amsgrad: bool, param_rounding: str) -> tuple[str, ...]:
     largest = ("max_exp_avg_sq",) if amsgrad else ()
-    return ("exp_avg", "exp_avg_sq", *largest, *FILTERS[grad_filter])
+    comp = ("kahan_comp",) if param_rounding == "kahan" else ()
+    return ("exp_avg", "exp_avg_sq", *largest, *FILTERS[grad_filter], *comp)
 
 
 def prepare_state(param: Tensor, state: State, group: Group) -> None:
@@ -57,9 +66,13 @@ def prepare_state(param: Tensor, state: State, group: Group) -> None:
     dtype = STATE_DTYPES[group["state_dtype"]]
     if "exp_avg" in state:
         dtype = state["exp_avg"].dtype
-    for name in _used_arrays(group["grad_filter"], group["amsgrad"]):
+    used = _used_arrays(group["grad_filter"], group["amsgrad"], param_rounding_of(param, group))
+    if "kahan_comp" not in used or state.get("kahan_comp", param).dtype != param.dtype:
+        # What was cut off from a value says nothing of those that other roundings put in its place.
+        state.pop("kahan_comp", None)
+    for name in used:
         if name not in state:
-            state[name] = state_like(param, dtype)
+            state[name] = state_like(param, param.dtype if name == "kahan_comp" else dtype)
             if name == "grad_ema":
                 note_start(state)
         elif is_dense(local(param)) and not same_order(local(param), local(state[name])):
@@ -105,7 +118,10 @@ def check_state(param: Tensor, state: Mapping[str, Any], name: str) -> None:
         difference = unlike(param, value)
         if difference:
             raise RuntimeError(f"the state {key!r} of {name} {difference}")
-        if value.dtype not in STATE_DTYPES.values() or value.dtype != state["exp_avg"].dtype:
+        if key == "kahan_comp":
+            if value.dtype not in ROUNDED_DTYPES:
+                raise RuntimeError(f"the state {key!r} of {name} must have 16 bits, it is {value.dtype}")
+        elif value.dtype not in STATE_DTYPES.values() or value.dtype != state["exp_avg"].dtype:
             raise RuntimeError(
                 f"the states of {name} must all be float32 or all bfloat16, {key!r} is {value.dtype}"
             )
@@ -124,6 +140,7 @@ def options_of(param: Tensor, state: State, group: Group, decay: str, scaled: bo
         decay=decay if group["weight_decay"] else "decoupled",
         amsgrad=group["amsgrad"],
         state_rounding=group["state_rounding"],
+        param_rounding=param_rounding_of(param, group),
         seed=group["seed"],
         numbers_on_device=device_decides and param.device.type in NUMBERING_DEVICES,
         sharded=is_sharded(param),
@@ -140,7 +157,7 @@ class Bucket:
             del self.keywords[not_for_the_op]
         self.device = options.device if options.numbers_on_device else torch.device("cpu")
         self.numbers_on_device = options.numbers_on_device
-        used = _used_arrays(options.grad_filter, options.amsgrad)
+        used = _used_arrays(options.grad_filter, options.amsgrad, options.param_rounding)
         self.uses = [(name, name in used) for name in STATE_ARRAYS]
         self.indices: list[int] = []
         self.owned: list[Tensor] = []  # the parameters as the user holds them

@@ -16,7 +16,7 @@ from grokfused.buckets import STATE_ARRAYS, check_state, wrong_step
 from grokfused.mask import check_mask, check_mode, pack, unpack, zero_left_out
 from grokfused.plan import param_names
 from grokfused.sharding import unlike
-from grokfused.storage import STATE_DTYPES, state_dtype_name, state_like
+from grokfused.storage import ROUNDED_DTYPES, STATE_DTYPES, state_dtype_name, state_like
 
 TO_RESHARD = "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict spreads a state dict anew"
 NO_PLACE = (
@@ -111,10 +111,10 @@ def _check_state(param: Tensor, state: object, dtype: torch.dtype, name: str) ->
         raise ValueError(f"{name}['step'] {wrong}")
     for key in STATE_ARRAYS:
         if key in state:
-            _check_array(param, state[key], dtype, f"{name}[{key!r}]")
+            _check_array(param, state[key], None if key == "kahan_comp" else dtype, f"{name}[{key!r}]")
 
 
-def _check_array(param: Tensor, value: object, dtype: torch.dtype, name: str) -> None:
+def _check_array(param: Tensor, value: object, dtype: torch.dtype | None, name: str) -> None:
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a tensor of its parameter's shape, got {type(value).__name__}")
     if value.shape != param.shape:
@@ -125,7 +125,10 @@ def _check_array(param: Tensor, value: object, dtype: torch.dtype, name: str) ->
     difference = unlike(param, value)
     if difference:
         raise ValueError(f"{name} {difference}: {TO_RESHARD}")
-    if torch.promote_types(value.dtype, dtype) is not dtype:
+    if dtype is None:  # it is of the parameter, which may be of another dtype by now: a step looks
+        if value.dtype not in ROUNDED_DTYPES:
+            raise ValueError(f"{name} must be bfloat16 or float16, got {value.dtype}")
+    elif torch.promote_types(value.dtype, dtype) is not dtype:
         larger = f"make the optimizer with state_dtype={value.dtype}, or "
         raise ValueError(
             f"{name} is {value.dtype} and would lose bits as {dtype}: "
@@ -138,7 +141,8 @@ def owned_state(param: Tensor, dtype: torch.dtype, saved: Mapping[str, Any]) -> 
     state = dict(saved)
     for key in STATE_ARRAYS:
         if key in state:
-            state[key] = state_like(param, dtype, state[key])
+            own = state[key].dtype if key == "kahan_comp" else dtype  # a step looks whether it fits
+            state[key] = state_like(param, own, state[key])
     if "mask" in state:
         mask, mode = state["mask"].to(param.device), state.pop("mask_mode")
         state["mask"] = pack(mask, param, mode)

@@ -50,6 +50,7 @@ def adamw_step_(
     exp_avg_sqs: list[Tensor],
     max_exp_avg_sqs: list[Tensor],
     grad_emas: list[Tensor],
+    kahan_comps: list[Tensor],
     masks: list[Tensor],
     steps: Tensor,
     scalars: Tensor,
@@ -68,6 +69,7 @@ def adamw_step_(
         exp_avg_sqs,
         max_exp_avg_sqs,
         grad_emas,
+        kahan_comps,
         masks,
         steps,
         scalars,
@@ -109,6 +111,7 @@ class Stepper:
         exp_avg_sqs: list[Tensor],
         max_exp_avg_sqs: list[Tensor],
         grad_emas: list[Tensor],
+        kahan_comps: list[Tensor],
         masks: list[Tensor],
         steps: Tensor,
         scalars: Tensor,
@@ -130,7 +133,7 @@ class Stepper:
             torch.autograd.graph.increment_version(params)
             return
         self.launch = None
-        states = (exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_emas, masks)
+        states = (exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_emas, kahan_comps, masks)
         every_option = {**options, "grad_scale": grad_scale, "found_inf": found_inf}
         adamw_step_(params, grads, *states, steps, scalars, rows, **every_option)
         kept, device = (params, *states), params[0].device.type

@@ -70,6 +70,15 @@ class GrokAdam(Masking, Optimizer):
         state_dtype: torch.float32 or torch.bfloat16, the dtype of all states. (default: torch.float32)
         state_rounding: How bfloat16 states are rounded: "stochastic" (unbiased) or "nearest" (a second
             moment with beta2 = 0.999 then stops moving). (default: "stochastic")
+        param_rounding: How bfloat16 and float16 parameters are rounded; no effect on float32. "nearest" loses
+            every update below r / 2, r being the distance between neighbouring numbers (in bfloat16 |p| / 256
+            to |p| / 128). These do not (arXiv:2010.06192):
+
+                "stochastic":  p = r * floor(p / r + u),    u uniform in [0, 1): no bias, but noise
+                "kahan":       p = p + c before the step;   c = p - round(p) after it, a further state
+
+            c is 0 where the rounded p is not finite, and in float16 it holds nothing below 2^-24. Code that
+            writes a parameter between steps leaves the c of its old value. (default: "nearest")
         seed: Picks the random bits of stochastic rounding, with step and element index (of a DTensor, the
             index in this process's shard). (default: 0)
         backend: "auto", "native", "triton" or "reference"; see ``grokfused.info()``. (default: "auto")
@@ -83,8 +92,9 @@ class GrokAdam(Masking, Optimizer):
     nothing, the step count included; the host does not wait to learn of it.
 
     State per parameter: ``step`` [] float32; ``exp_avg``, ``exp_avg_sq``, ``grad_ema`` (with the filter) and
-    ``max_exp_avg_sq`` (with amsgrad), each of the parameter's shape and in its memory order; ``mask`` (where
-    one is set, ``set_masks``), a bit per element.
+    ``max_exp_avg_sq`` (with amsgrad), each of the parameter's shape and in its memory order, and so
+    ``kahan_comp`` (with param_rounding="kahan"), of its dtype; ``mask`` (where one is set, ``set_masks``), a
+    bit per element.
 
     Raises:
         ValueError, TypeError: An option is out of its range or of the wrong type, or a parameter cannot
@@ -126,6 +136,7 @@ class GrokAdam(Masking, Optimizer):
         differentiable: bool = False,
         state_dtype: torch.dtype | str = torch.float32,
         state_rounding: str = "stochastic",
+        param_rounding: str = "nearest",
         seed: int = 0,
         backend: str = "auto",
         unscales_grads: bool = True,
@@ -271,6 +282,7 @@ class GrokAdam(Masking, Optimizer):
             self._name = new_name(self)
         groups_exchanged(self)
         self.defaults.setdefault("max_grad_norm", None)  # pickled before there was clipping
+        self.defaults.setdefault("param_rounding", "nearest")  # or a choice
         self.__dict__.setdefault("_step_supports_amp_scaling", True)
         for group in self.param_groups:
             for name, default in self.defaults.items():

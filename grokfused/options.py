@@ -10,13 +10,14 @@ from grokfused import backends
 from grokfused.grad_filter import FILTERS, INITS
 from grokfused.grad_scale import check_max_norm
 from grokfused.scalars import checked_hyperparameters
-from grokfused.storage import STATE_DTYPES
+from grokfused.storage import PARAM_ROUNDINGS, STATE_DTYPES
 
 CHOICES = {
     "grad_filter": tuple(FILTERS),
     "grad_ema_init": INITS,
     "state_dtype": tuple(STATE_DTYPES),
     "state_rounding": ("stochastic", "nearest"),
+    "param_rounding": PARAM_ROUNDINGS,
     "backend": backends.NAMES,
 }
 FLAGS = ("amsgrad", "maximize", "capturable", "differentiable")

@@ -130,34 +130,62 @@ def random_key(seed: int, step: float) -> Tensor:
 
 
 def random_bits(count: int, key: Tensor) -> Tensor:
-    """Returns 16 random bits per element (int64 [count]), from key and element index alone.
+    """Returns 32 random bits per element (int64 [count]), from key and element index alone.
 
-    All states of an element are rounded with the same ones: each stays without bias, and states that are
-    equal, as the two second moments of AMSGrad often are, stay equal.
+    The upper sixteen round all states of an element: each stays without bias, and states that are equal, as
+    the two second moments of AMSGrad often are, stay equal. The lower sixteen round the parameter: over all
+    keys every pair of halves comes once, so that its rounding tells nothing of theirs.
     """
     bits = ((key ^ (torch.arange(count, device="cpu") & _UINT32)) * 0x2C1B3C6D) & _UINT32
-    return (((bits ^ (bits >> 16)) * 0x297A2D39) & _UINT32) >> 16
+    return ((bits ^ (bits >> 16)) * 0x297A2D39) & _UINT32
 
 
-def round_stochastically(values: Tensor, bits: Tensor) -> Tensor:
-    """Rounds float32 [n] to bfloat16 [n], up with probability equal to the fraction cut off.
+def _carried_to_bfloat16(magnitude: Tensor, bits: Tensor) -> Tensor:
+    # To the sixteen bits that will be cut off, add sixteen random ones: the carry rounds up.
+    return (magnitude.view(torch.int32).long() + bits) >> 16
+
+
+def _carried_to_float16(magnitude: Tensor, bits: Tensor) -> Tensor:
+    normal = (magnitude.view(torch.int32).long() - (112 << 23) + (bits >> 3)) >> 13
+    # Below 2**-14 float16 counts in units of 2**-24: of what lies between two, sixteen bits are looked at.
+    subnormal = ((magnitude.clamp(max=2.0**-14) * 2.0**40).long() + bits) >> 16
+    carried = torch.where(magnitude < 2.0**-14, subnormal, normal)
+    return torch.where(magnitude < 2.0**16, carried, 0x7C00)
+
+
+def round_stochastically(values: Tensor, bits: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Rounds float32 [n] to one of its two neighbours, up with probability equal to the fraction cut off.
+
+    After the largest number comes infinity, at the distance of a further number: so a value between the two
+    may become infinite that rounding to nearest would not make so, and no smaller one can. The probability is
+    exact, except that below 2**-14 what float16 has no more than 2**-40 of counts for nothing.
 
     Args:
         values: float32 [n].
         bits: int64 [n], uniform in [0, 2**16).
+        dtype: torch.bfloat16 or torch.float16. (default: torch.bfloat16)
     """
-    # To the sixteen bits that will be cut off, add sixteen random ones: the carry rounds up.
-    carried = ((values.view(torch.int32).long() & _UINT32) + bits) >> 16
-    carried = torch.where(values.isnan(), 0x7FC0, carried & 0xFFFF)
-    signed = torch.where(carried >= 0x8000, carried - 0x10000, carried)
-    return signed.to(torch.int16).view(torch.bfloat16)
+    carried = (_carried_to_float16 if dtype is torch.float16 else _carried_to_bfloat16)(values.abs(), bits)
+    carried = torch.where(values.isnan(), 0x7FFF, carried)
+    signed = torch.where(values.signbit(), carried - 0x8000, carried)
+    return signed.to(torch.int16).view(dtype)
 
 
 def round_to(values: Tensor, dtype: torch.dtype, bits: Tensor | None = None) -> Tensor:
     """Rounds float32 [n] to ``dtype``: to nearest even, or with ``bits`` stochastically."""
     if bits is None or dtype is torch.float32:
         return values.to(dtype)
-    return round_stochastically(values, bits)
+    return round_stochastically(values, bits, dtype)
+
+
+def cut_off(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns what rounding float32 [n] to nearest takes away, for the next step to add (Kahan's sum).
+
+    It is 0 where the rounded value is infinite or NaN: the next step shall find what it would find without,
+    and not inf - inf.
+    """
+    rest = values - values.to(dtype).float()
+    return torch.where(rest.isfinite(), rest, 0.0)
 
 
 def kept_elements(words: Tensor, count: int) -> Tensor:
@@ -196,6 +224,7 @@ def adamw_step_(
     exp_avg_sqs: Sequence[Tensor],
     max_exp_avg_sqs: Sequence[Tensor],
     grad_emas: Sequence[Tensor],
+    kahan_comps: Sequence[Tensor],
     masks: Sequence[Tensor],
     steps: Tensor,
     scalars: Tensor,
@@ -205,6 +234,7 @@ def adamw_step_(
     decay: str,
     amsgrad: bool,
     state_rounding: str,
+    param_rounding: str,
     seed: int,
     mask_modes: Sequence[int] = (),
     grad_scale: Tensor | None = None,
@@ -219,6 +249,7 @@ def adamw_step_(
         exp_avg_sqs: The same.
         max_exp_avg_sqs: The same, or empty without ``amsgrad``.
         grad_emas: The same, or empty when ``grad_filter`` is "none".
+        kahan_comps: Like the parameters; empty unless ``param_rounding`` is "kahan" and they have 16 bits.
         masks: int32 [words], a bit per element in memory order (``kept_elements``), or [0] for a parameter
             without a mask; empty when no parameter has one.
         steps: float32 [tensors], each becoming its row's ``step``.
@@ -228,6 +259,8 @@ def adamw_step_(
         decay: "coupled" or "decoupled".
         amsgrad: Whether the denominator is the largest second moment so far.
         state_rounding: "nearest" or "stochastic"; how bfloat16 states are rounded.
+        param_rounding: "nearest", "stochastic" or "kahan"; how parameters of 16 bits are rounded
+            (``round_stochastically``, ``cut_off``; arXiv:2010.06192).
         seed: Picks the random bits, together with step and element index.
         mask_modes: For each mask 0 ("zero") or 1 ("freeze"); see ``masked``. (default: none)
         grad_scale: float32, one element: divides the gradients. (default: None, by 1)
@@ -240,19 +273,27 @@ def adamw_step_(
         arrays["max_exp_avg_sq"] = max_exp_avg_sqs
     if grad_filter == "ema":
         arrays["grad_ema"] = grad_emas
+    if kahan_comps:
+        arrays["kahan_comp"] = kahan_comps
+    stochastic = dict.fromkeys(arrays, state_rounding == "stochastic")
+    stochastic |= {"param": param_rounding == "stochastic", "kahan_comp": False}
     for t, row in enumerate(rows):
         ordered = {name: in_memory_order(list_[t], params[t]) for name, list_ in arrays.items()}
         values = {name: view.reshape(-1).float().cpu() for name, view in ordered.items()}
         numbers = unscaled(Scalars(*scalars[row].tolist()), grad_scale)
+        if kahan_comps:
+            values["param"] = values["param"] + values["kahan_comp"]
         new = step(values, numbers, decay)
-        bits = None
-        if state_rounding == "stochastic":
+        if kahan_comps:
+            new["kahan_comp"] = cut_off(new["param"], params[t].dtype)
+        if any(stochastic.values()):
             bits = random_bits(params[t].numel(), random_key(seed, numbers.step))
         kept = kept_elements(masks[t], params[t].numel()).cpu() if masks and masks[t].numel() else None
         for name, view in ordered.items():
             if name == "grad":
                 continue
-            rounded = round_to(new[name], view.dtype, None if name == "param" else bits)
+            drawn = (bits & 0xFFFF if name == "param" else bits >> 16) if stochastic[name] else None
+            rounded = round_to(new[name], view.dtype, drawn)
             if kept is not None:
                 mode = ("zero", "freeze")[mask_modes[t]]
                 rounded = masked(rounded, view.reshape(-1).cpu(), kept, mode)

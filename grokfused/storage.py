@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,6 +12,8 @@ from grokfused.sharding import gathered_grad, is_partial, local, sharded_like, u
 
 PARAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PARAM_ROUNDINGS = ("nearest", "stochastic", "kahan")
+ROUNDED_DTYPES = (torch.bfloat16, torch.float16)  # of parameters that a step rounds
 
 
 def state_dtype_name(dtype: object) -> str:
@@ -107,6 +112,11 @@ def same_order(a: Tensor, b: Tensor) -> bool:
     """True when two tensors of one shape lie in memory in the same order."""
     dims = zip(a.shape, a.stride(), b.stride(), strict=True)
     return all(size == 1 or x == y for size, x, y in dims)
+
+
+def param_rounding_of(param: Tensor, group: Mapping[str, Any]) -> str:
+    """Returns how a parameter is rounded: of float32 nothing is cut off, whatever its group says."""
+    return str(group["param_rounding"]) if param.dtype in ROUNDED_DTYPES else "nearest"
 
 
 def state_like(param: Tensor, dtype: torch.dtype, value: Tensor | None = None) -> Tensor:

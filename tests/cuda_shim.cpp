@@ -57,8 +57,9 @@ void shim_cover(const int64_t* sizes, int32_t tensors, int32_t** visits) {
 // Returns 0, or 1 where the names select no kernel. Numbers are "on the device": the kernel reads them.
 int shim_step(const Slice* slices, int32_t tensors, const int64_t* rows, const Scalars* scalars, float* steps,
               const float* grad_scale, const float* found_inf, uint32_t seed, const char* param_dtype,
-              const char* state_dtype, const char* rounding, const char* grad_filter, const char* decay,
-              int amsgrad, int as_argument, int numbers_on_device) {
+              const char* state_dtype, const char* state_rounding, const char* param_rounding,
+              const char* grad_filter, const char* decay, int amsgrad, int as_argument,
+              int numbers_on_device) {
   Work work;
   work.slices.assign(slices, slices + tensors);
   work.rows.assign(rows, rows + tensors);
@@ -69,8 +70,12 @@ int shim_step(const Slice* slices, int32_t tensors, const int64_t* rows, const S
   work.seed = seed;
   work.numbers_on_device = numbers_on_device != 0;
   try {
-    with_element_step({param_dtype, state_dtype, rounding, grad_filter, decay, amsgrad != 0},
-                      [&](auto step) { walk_both<decltype(step)>(work, as_argument != 0); });
+    const Policies policies{param_dtype, state_dtype, state_rounding, param_rounding,
+                            grad_filter, decay,       amsgrad != 0};
+    with_param_format(param_dtype, [&](auto format) {
+      with_element_step<decltype(format)>(
+          policies, [&](auto step) { walk_both<decltype(step)>(work, as_argument != 0); });
+    });
     return 0;
   } catch (const std::runtime_error&) {
     return 1;

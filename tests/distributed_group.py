@@ -55,7 +55,7 @@ def sharded_network() -> nn.Module:
     return fully_shard(model)
 
 
-def every_layout() -> tuple[nn.Module, nn.Module]:
+def every_layout(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
     """Returns the same parameters on one process and, but for the last one, spread over two."""
     mesh, wide, high = (
         init_device_mesh("cpu", shape, mesh_dim_names=names)
@@ -71,6 +71,7 @@ def every_layout() -> tuple[nn.Module, nn.Module]:
         (high, [Replicate(), Shard(0)], [5]),
     ]
     plain = [torch.randn(shape, generator=torch.Generator().manual_seed(1)) for *_, shape in layouts]
+    plain = [param.to(dtype) for param in plain]
     plain.append(torch.ones(6))
     spread = [distribute_tensor(p.clone(), m, at) for p, (m, at, _) in zip(plain, layouts, strict=False)]
     return nn.ParameterList(plain), nn.ParameterList([*spread, plain[-1].clone()])
@@ -80,7 +81,7 @@ def give_grads(model: nn.Module, step: int) -> None:
     """Gives every parameter a gradient that depends on the step, spread as the parameter is."""
     random = torch.Generator().manual_seed(100 + step)
     for param in model.parameters():
-        grad = torch.randn(param.shape, generator=random)
+        grad = torch.randn(param.shape, generator=random).to(param.dtype)
         if isinstance(param, DTensor):
             grad = distribute_tensor(grad, param.device_mesh, param.placements)
         param.grad = grad

@@ -43,15 +43,18 @@ def fsdp2_trains_like_one_process(_: Path) -> None:
 
 
 def every_layout_steps_bit_for_bit(_: Path) -> None:
-    for kind in GrokAdam, GrokAdamW:
-        models = every_layout()
-        one, many = (kind(model.parameters(), amsgrad=True, **OPTIONS) for model in models)
+    options = {**OPTIONS, "amsgrad": True, "param_rounding": "kahan"}
+    for kind, dtype in (GrokAdam, torch.float32), (GrokAdamW, torch.float32), (GrokAdamW, torch.bfloat16):
+        models = every_layout(dtype)
+        one, many = (kind(model.parameters(), **options) for model in models)
         for step in range(4):
             for model in models:
                 give_grads(model, step)
             one.step()
             many.step()
         assert_same_states(many, one)
+    first = many.param_groups[0]["params"][0]
+    assert many.state[first]["kahan_comp"].placements == first.placements
 
 
 def a_compiled_step_leaves_the_graph_for_shards(_: Path) -> None:

@@ -7,6 +7,7 @@ from grokfused import GrokAdam
 from grokfused.buckets import STATE_ARRAYS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+ROUNDING = {torch.float32: "nearest", torch.bfloat16: "kahan", torch.float16: "stochastic"}
 
 
 def turned(tensor: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 """Every backend equals the reference bit for bit, whatever the options, shapes and thread count."""
 
+from itertools import product
+
 import pytest
 import torch
 
 import grokfused
-from grokfused import GrokAdamW
+from grokfused import GrokAdam, GrokAdamW
 from grokfused.buckets import STATE_ARRAYS
 from grokfused.lab.agreement import Case, cases, differing_bits, disagreements, run
 from grokfused.mask import MODES
@@ -37,8 +39,11 @@ def test_a_backend_equals_the_reference_bit_for_bit(case: Case, backend: str, de
 
 def test_the_grid_holds_every_option() -> None:
     seen = list(cases())
-    assert len(seen) == 3 * 3 * 2 * 2 * 2
-    assert {case.maximize for case in seen} == {False, True}
+    assert len(set(seen)) == 3 * 3 * 2 * 2 * 2 + 2 * 2 * 3
+    for rounding in ("nearest", "stochastic", "kahan"):
+        found = [case for case in seen if case.param_rounding == rounding]
+        for name in ("grad_filter", "decay", "amsgrad", "maximize", "grad_scale", "capturable"):
+            assert len({getattr(case, name) for case in found}) == 2, (rounding, name)
 
 
 # Where rounding, selection and special values meet: signed zeros, the smallest and largest numbers of
@@ -48,33 +53,43 @@ SPECIAL += [65520.0, -65536.0, 3.3895314e38, 3.4028235e38, 1.00390625, 1.0117187
 SPECIAL += [float("inf"), float("-inf"), float("nan")]
 
 
+STATES = [(torch.float32, "nearest"), (torch.bfloat16, "nearest"), (torch.bfloat16, "stochastic")]
+# Everything else that selects code; float32 parameters are rounded to nearest whatever is asked for.
+OTHERS = list(product((GrokAdam, GrokAdamW), ("ema", "none"), (False, True)))
+
+
+def stepped(kind, values, grads, place: str, **options) -> dict[str, torch.Tensor]:
+    """Takes three steps and returns parameter and states."""
+    param = values.to(place, copy=True).requires_grad_()
+    optimizer = kind([param], lr=0.02, weight_decay=0.3, lamb=0.7, seed=11, **options)
+    for factor in (1.0, -0.5, 3.0):
+        param.grad = (grads.float() * factor).to(place, values.dtype)
+        optimizer.step()
+    return {"param": param.detach().cpu()} | {
+        name: state.cpu() for name, state in optimizer.state[param].items()
+    }
+
+
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
-@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("param_rounding", ["nearest", "stochastic", "kahan"])
+@pytest.mark.parametrize(("state_dtype", "state_rounding"), STATES, ids=lambda value: str(value))
 @pytest.mark.parametrize("param_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_special_values_take_the_same_way(param_dtype, state_dtype, rounding, device) -> None:
+def test_special_values_take_the_same_way(
+    param_dtype, state_dtype, state_rounding, param_rounding, device
+) -> None:
     grid = torch.tensor(SPECIAL)
     values, grads = torch.cartesian_prod(grid, grid).to(param_dtype).unbind(1)
-    results = []
-    for backend, place in (("reference", "cpu"), ("native", device)):
-        param = values.to(place, copy=True).requires_grad_()
-        optimizer = GrokAdamW(
-            [param],
-            lr=0.02,
-            weight_decay=0.3,
-            lamb=0.7,
-            amsgrad=True,
-            state_dtype=torch.bfloat16,
-            state_rounding=rounding,
-            backend=backend,
-        )
-        for factor in (1.0, -0.5, 3.0):
-            param.grad = (grads.float() * factor).to(place, param_dtype)
-            optimizer.step()
-        results.append({"param": param.detach().cpu()})
-        results[-1] |= {name: state.cpu() for name, state in optimizer.state[param].items()}
-    truth, native = results
-    assert {name: differing_bits(native[name], truth[name]) for name in truth} == dict.fromkeys(truth, 0)
+    storage = {
+        "state_dtype": state_dtype,
+        "state_rounding": state_rounding,
+        "param_rounding": param_rounding,
+    }
+    for kind, grad_filter, amsgrad in OTHERS:
+        options = {**storage, "grad_filter": grad_filter, "amsgrad": amsgrad}
+        truth = stepped(kind, values, grads, "cpu", backend="reference", **options)
+        native = stepped(kind, values, grads, device, backend="native", **options)
+        wrong = {name: differing_bits(native[name], truth[name]) for name in truth}
+        assert wrong == dict.fromkeys(truth, 0), (kind.__name__, grad_filter, amsgrad)
 
 
 @pytest.mark.parametrize("mode", MODES)

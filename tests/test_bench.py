@@ -12,6 +12,8 @@ from bench.contenders import (
     ALPHA,
     LAMB,
     Contender,
+    Place,
+    contender,
     foreach_grokfast,
     foreach_masked,
     parameters,
@@ -27,6 +29,13 @@ from grokfused import GrokAdamW
 )
 def test_bytes_are_counted_from_the_dtypes(states, dtype, expected) -> None:
     assert bytes_per_element(torch.float32, dtype, states) == expected
+
+
+def test_kahans_rest_is_counted_where_there_is_one() -> None:
+    place = Place(dtype=torch.bfloat16)
+    options = {"state_dtype": torch.bfloat16, "param_rounding": "kahan"}
+    assert contender("ours", [(5,)], place, **options).bytes_per_element == 3 * 2 + 2 * 3 * 2 + 2 * 2
+    assert contender("ours", [(5,)], **options).bytes_per_element == 24
 
 
 def test_the_demo_case_is_the_demos_network() -> None:

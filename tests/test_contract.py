@@ -135,4 +135,12 @@ def test_the_op_tells_which_arguments_it_changes() -> None:
 
     schema = torch.ops.grokfused.adamw_step_.default._schema
     changed = [a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write]
-    assert changed == ["params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "grad_emas", "steps"]
+    assert changed == [
+        "params",
+        "exp_avgs",
+        "exp_avg_sqs",
+        "max_exp_avg_sqs",
+        "grad_emas",
+        "kahan_comps",
+        "steps",
+    ]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ class Slice(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("param", "grad", "exp_avg", "exp_avg_sq")),
-        *((name, ctypes.c_void_p) for name in ("max_exp_avg_sq", "grad_ema", "mask")),
+        *((name, ctypes.c_void_p) for name in ("max_exp_avg_sq", "grad_ema", "kahan_comp", "mask")),
         ("size", ctypes.c_int64),
         ("random_key", ctypes.c_uint32),
         ("first", ctypes.c_uint32),
@@ -60,7 +61,7 @@ def test_every_element_is_covered_once(shim) -> None:
 
 
 def kernel_step_(
-    shim: ctypes.CDLL, how: str, *arguments, seed, state_rounding, mask_modes, **options
+    shim: ctypes.CDLL, how: str, *arguments, seed, state_rounding, param_rounding, mask_modes, **options
 ) -> None:
     """The op's arguments, taken to the kernel on the CPU."""
     *arrays, masks, steps, scalars, rows = arguments
@@ -76,7 +77,7 @@ def kernel_step_(
     if on_host and numbers[-1] is not None and numbers[-1].item():
         return
     names = [str(array[0].dtype).removeprefix("torch.") for array in (params, exp_avgs)]
-    words = [*names, state_rounding, options["grad_filter"], options["decay"]]
+    words = [*names, state_rounding, param_rounding, options["grad_filter"], options["decay"]]
     wrong = shim.shim_step(
         slices,
         len(params),
@@ -135,14 +136,17 @@ def tool(name: str) -> str:
 
 
 class Compiled(NamedTuple):
-    """What nvcc made of csrc/cuda/adamw_cuda.cu for one architecture."""
+    """What nvcc made of the kernels for one architecture."""
 
     messages: str  # of ptxas
     ptx: str
-    cubin: Path
+    cubins: list[Path]  # one per format of parameters
 
 
-KERNELS = 2 * 72  # the grid, with the table as the kernel's argument and in device memory
+# With the table as the kernel's argument and in device memory, the roundings of the formats, the states, and
+# three choices between two.
+KERNELS = 2 * (1 + 3 + 3) * 3 * 2**3
+SOURCES = ("adamw_cuda", "float32", "bfloat16", "float16")
 
 
 @pytest.fixture(scope="module", params=["sm_80", "sm_90", "sm_100"])
@@ -152,10 +156,18 @@ def compiled(request, tmp_path_factory) -> Compiled:
     headers = [word for path in torch.utils.cpp_extension.include_paths() for word in ("-isystem", path)]
     command = [tool("nvcc"), "-std=c++17", "-O3", "--fmad=false", f"-arch={request.param}", *headers]
     command += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-Werror=all-warnings", "-Xptxas=-v"]
-    command += ["--keep", f"--keep-dir={folder}", "-cubin", "-o", str(folder / "kernels.cubin")]
-    done = subprocess.run([*command, "csrc/cuda/adamw_cuda.cu"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return Compiled(done.stderr, (folder / "adamw_cuda.ptx").read_text(), folder / "kernels.cubin")
+    command += ["--keep", f"--keep-dir={folder}", "-cubin"]
+
+    def compile_(name: str) -> str:
+        written = ["-o", str(folder / f"{name}.cubin"), f"csrc/cuda/{name}.cu"]
+        done = subprocess.run([*command, *written], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    with ThreadPoolExecutor() as pool:
+        messages = "".join(pool.map(compile_, SOURCES))
+    ptx = "".join((folder / f"{name}.ptx").read_text() for name in SOURCES)
+    return Compiled(messages, ptx, [folder / f"{name}.cubin" for name in SOURCES[1:]])
 
 
 def test_every_kernel_compiles_without_spills(compiled: Compiled) -> None:
@@ -178,14 +190,17 @@ def test_the_bench_compares_with_a_kernel_of_fused_operations(tmp_path) -> None:
 
 
 def test_the_body_moves_16_bytes_at_a_time(compiled: Compiled) -> None:
-    code = subprocess.run(
-        [tool("nvdisasm"), "-c", str(compiled.cubin)], capture_output=True, text=True, check=True
-    ).stdout
-    kernels = re.split(r"^\s*\.section\s+\.text\.", code, flags=re.MULTILINE)[1:]
+    kernels = []
+    for cubin in compiled.cubins:
+        command = [tool("nvdisasm"), "-c", str(cubin)]
+        code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        kernels += re.split(r"^\s*\.section\s+\.text\.", code, flags=re.MULTILINE)[1:]
     assert len(kernels) == KERNELS
     for kernel in kernels:
         name = kernel.splitlines()[0]
-        arrays = 4 + ("Ema" in name) + ("Largest" in name)  # param, grad, two moments, ...
+        arrays = (
+            4 + ("Ema" in name) + ("Largest" in name) + ("Kahan" in name)
+        )  # param, grad, two moments, ...
         assert len(re.findall(r"\bLDG\.E(?:\.\w+)*\.128", kernel)) >= arrays, name
         assert len(re.findall(r"\bSTG\.E(?:\.\w+)*\.128", kernel)) >= arrays - 1, name
         assert not re.findall(r"\b(?:LDL|STL|LD|ST)\.", kernel), f"local or generic memory in {name}"

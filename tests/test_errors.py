@@ -58,6 +58,7 @@ def bad_options() -> list[Bad]:
         "grad_filter": "('ema', 'none')",
         "grad_ema_init": "('first', 'zero')",
         "state_rounding": "('stochastic', 'nearest')",
+        "param_rounding": "('nearest', 'stochastic', 'kahan')",
         "backend": "('auto', 'native', 'triton', 'reference')",
     }
     for name, allowed in choices.items():

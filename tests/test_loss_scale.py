@@ -210,6 +210,7 @@ def test_the_op_refuses_a_scale_that_is_no_float32_number(number, message) -> No
             [],
             [],
             [],
+            [],
             torch.zeros(1),
             torch.ones(1, 13),
             [0],
@@ -217,6 +218,7 @@ def test_the_op_refuses_a_scale_that_is_no_float32_number(number, message) -> No
             decay="coupled",
             amsgrad=False,
             state_rounding="nearest",
+            param_rounding="nearest",
             seed=0,
             grad_scale=number,
         )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from masked import DTYPES, bits, made, set_grad, some, states, turned
+from masked import DTYPES, ROUNDING, bits, made, set_grad, some, states, turned
 from stepping import BACKENDS, OPTIONS
 
 from grokfused import GrokAdam, GrokAdamW, mask
@@ -36,7 +36,8 @@ def test_bit_i_of_word_w_belongs_to_element_32_w_plus_i_in_memory_order() -> Non
 @pytest.mark.parametrize("kind", [GrokAdam, GrokAdamW])
 def test_zero_keeps_parameter_and_states_at_zero_whatever_comes(kind, dtype, state_dtype, backend) -> None:
     params = [made(shape, dtype, seed) for seed, shape in enumerate(SHAPES)]
-    optimizer = kind(params, amsgrad=True, state_dtype=state_dtype, backend=backend, seed=3, **OPTIONS)
+    options = {**OPTIONS, "state_dtype": state_dtype, "param_rounding": ROUNDING[dtype], "seed": 3}
+    optimizer = kind(params, amsgrad=True, backend=backend, **options)
     for param in params:
         set_grad(param, 5, special=False)  # momentum of before the mask
     optimizer.step()
@@ -60,7 +61,8 @@ def test_zero_keeps_parameter_and_states_at_zero_whatever_comes(kind, dtype, sta
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_freeze_touches_no_bit(dtype, state_dtype, backend) -> None:
     params = [made(shape, dtype, seed) for seed, shape in enumerate(SHAPES)]
-    optimizer = GrokAdamW(params, amsgrad=True, state_dtype=state_dtype, backend=backend, **OPTIONS)
+    options = {**OPTIONS, "state_dtype": state_dtype, "param_rounding": ROUNDING[dtype]}
+    optimizer = GrokAdamW(params, amsgrad=True, backend=backend, **options)
     for param in params:
         set_grad(param, 5)  # the special values reach parameters and states
     optimizer.step()

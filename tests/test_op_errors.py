@@ -23,6 +23,7 @@ def op_arguments(amsgrad: bool = True) -> dict[str, Any]:
     arguments.setdefault("max_exp_avg_sqs", [])
     return {
         **arguments,
+        "kahan_comps": [],
         "masks": [torch.ones(1, dtype=torch.int32), torch.empty(0, dtype=torch.int32)],
         "steps": torch.zeros(2),
         "scalars": torch.full((2, 13), 0.5),
@@ -31,6 +32,7 @@ def op_arguments(amsgrad: bool = True) -> dict[str, Any]:
         "decay": "decoupled",
         "amsgrad": amsgrad,
         "state_rounding": "nearest",
+        "param_rounding": "nearest",
         "seed": 3,
         "mask_modes": [1, 0],
     }
@@ -61,6 +63,10 @@ def every(change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Any]], None
 
 BAD_CALLS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "unused list": (changed("amsgrad", lambda _: False), "max_exp_avg_sqs must hold 0 tensors"),
+    "unused rest": (
+        changed("kahan_comps", lambda _: [torch.zeros(4, 6), torch.zeros(7)]),
+        "kahan_comps must hold 0 tensors",
+    ),
     "unused filter state": (changed("grad_filter", lambda _: "none"), "grad_emas must hold 0 tensors"),
     "integer params": (every(Tensor.int), "float32, bfloat16 or float16"),
     "float64 params": (every(Tensor.double), "float32, bfloat16 or float16"),
@@ -92,6 +98,10 @@ BAD_CALLS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "unknown rounding": (
         changed("state_rounding", lambda _: "up"),
         "state_rounding must be nearest or stochastic, got up",
+    ),
+    "unknown rounding of params": (
+        changed("param_rounding", lambda _: "up"),
+        "param_rounding must be nearest, stochastic or kahan, got up",
     ),
     "too few masks": (changed("masks", lambda masks: masks[:1]), "masks must hold 2 tensors"),
     "bool mask": (
@@ -173,7 +183,7 @@ def test_torch_itself_finds_the_op_registered_well(amsgrad, requires_grad) -> No
     arguments = op_arguments(amsgrad)
     for tensor in arguments["params"]:
         tensor.requires_grad_(requires_grad)
-    names = (*LISTS, "masks", "steps", "scalars", "rows")
+    names = (*LISTS, "kahan_comps", "masks", "steps", "scalars", "rows")
     positional = tuple(arguments.pop(name) for name in names)
     checks = torch.library.opcheck(OP.default, positional, arguments)
     assert checks == dict.fromkeys(checks, "SUCCESS")

@@ -22,6 +22,7 @@ OPTIONS = {
     "alpha": 0.93,
     "lamb": 1.7,
     "seed": 5,
+    "param_rounding": "kahan",
 }
 SHAPES = [[2, 3, 4, 5], [4, 4], [7], [], [33, 9]]
 DTYPES = [torch.float32, torch.bfloat16, torch.float32, torch.float16, torch.float32]
@@ -163,6 +164,7 @@ OPTION_VALUES = {
     "grad_filter": ["none", "ema"],
     "grad_ema_init": ["zero", "first"],
     "state_rounding": ["nearest", "stochastic"],
+    "param_rounding": ["kahan", "stochastic", "nearest", "kahan"],
     "seed": [9],
 }
 
@@ -228,6 +230,7 @@ PAIRS: dict[str, Callable[[], list[Action]]] = {
         Action("save_and_load"),
         Action("turn_param", (0,)),
         Action("cast", (2, torch.bfloat16)),
+        Action("cast", (1, torch.float16)),
         Action("duplicate"),
         Action("set_mask", (0, 0.3, "zero")),
         Action("set_mask", (4, 0.3, "freeze")),
@@ -247,5 +250,6 @@ def test_each_action_between_steps_leaves_the_same_bits_on_both_backends(name, s
 def test_each_option_changed_between_steps_leaves_the_same_bits_on_both_backends(name) -> None:
     sequence = [Action("step"), Action("step")]
     for value in OPTION_VALUES[name]:
-        sequence += [Action("set_option", (0, name, value)), Action("step"), Action("step")]
+        both = [Action("set_option", (group, name, value)) for group in (0, 1)]
+        sequence += [*both, Action("step"), Action("step")]
     compare(GrokAdamW, torch.bfloat16, sequence)

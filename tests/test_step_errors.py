@@ -113,6 +113,7 @@ BREAKS: dict[str, tuple[Break, Errors, str]] = {
     "unknown init": (with_option(grad_ema_init="last"), ValueError, "grad_ema_init.*'last'"),
     "unknown backend": (with_option(backend="cuda"), ValueError, "backend.*'cuda'"),
     "unknown rounding": (with_option(state_rounding="up"), ValueError, "state_rounding.*'up'"),
+    "unknown rounding of parameters": (with_option(param_rounding="up"), ValueError, "param_rounding.*'up'"),
     "unknown state dtype": (with_option(state_dtype="int8"), ValueError, "state_dtype.*'int8'"),
     "amsgrad a word": (with_option(amsgrad="no"), TypeError, "amsgrad.*'no'"),
     "maximize a word": (with_option(maximize="no"), TypeError, "maximize.*'no'"),

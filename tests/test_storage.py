@@ -18,22 +18,82 @@ def test_rounding_to_nearest_keeps_what_is_representable(dtype) -> None:
     assert torch.equal(again.nan_to_num(7), values.nan_to_num(7))
 
 
-def test_stochastic_rounding_takes_one_of_the_two_neighbours_with_the_right_probability() -> None:
-    low, high = torch.tensor([1.0, 1.0078125])  # neighbours in bfloat16
-    value = low + 0.25 * (high - low)
-    bits = torch.arange(2**16)
-    rounded = reference.round_stochastically(value.expand(2**16).contiguous(), bits).float()
-    assert set(rounded.tolist()) == {low.item(), high.item()}
-    # All 2**16 random values are tried, so the mean is exact, not approximate.
-    assert rounded.double().mean() == value.double()
+def with_every_draw(value: float, dtype: torch.dtype) -> torch.Tensor:
+    """Returns one value rounded with each of the 2**16 draws: means over them are exact."""
+    values = torch.full((2**16,), value)
+    return reference.round_stochastically(values, torch.arange(2**16), dtype).double()
 
 
-@pytest.mark.parametrize("special", [float("inf"), float("-inf"), float("nan"), 0.0, -0.0, 1.5])
-def test_stochastic_rounding_never_moves_what_is_representable(special) -> None:
-    values = torch.full((2**16,), special)
-    rounded = reference.round_stochastically(values, torch.arange(2**16)).float()
-    assert torch.equal(rounded.nan_to_num(7), values.nan_to_num(7))
-    assert torch.equal(rounded.signbit(), values.signbit()) or special != special
+# dtype -> low, high: neighbours of each kind: normal, subnormal, the last subnormal and the first normal,
+# on both sides of a power of two, the least, the largest.
+NEIGHBOURS = {
+    torch.bfloat16: [
+        (1.0, 1 + 2**-7),
+        (1 - 2**-8, 1.0),
+        (0.0, 2.0**-133),
+        (127 * 2.0**-133, 2.0**-126),
+        (2.0**127, 2.0**127 + 2.0**120),
+    ],
+    torch.float16: [
+        (1.0, 1 + 2**-10),
+        (1 - 2**-11, 1.0),
+        (0.0, 2.0**-24),
+        (5 * 2.0**-24, 6 * 2.0**-24),
+        (1023 * 2.0**-24, 2.0**-14),
+        (2.0**-14, 1025 * 2.0**-24),
+        (65472.0, 65504.0),
+    ],
+}
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("share", [1 / 4, 3 / 8, 1 - 2**-13])
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"), [(dtype, *pair) for dtype, pairs in NEIGHBOURS.items() for pair in pairs]
+)
+def test_stochastic_rounding_takes_a_neighbour_with_the_right_probability(
+    dtype, low, high, share, sign
+) -> None:
+    value = torch.tensor(sign * (low + share * (high - low)), dtype=torch.float64)
+    if value != value.float().double():
+        value = value.float().double()  # float32 itself counts coarser here
+    rounded = with_every_draw(value.item(), dtype)
+    assert set(rounded.tolist()) == {sign * low, sign * high}
+    assert rounded.mean() == value
+
+
+@pytest.mark.parametrize("value", [2.0**-24 * 2**-16 * 1.75, 2.0**-24 * (3 + 2**-17), 1e-45])
+def test_what_float16_cannot_count_is_lost_by_less_than_2_to_the_minus_40(value) -> None:
+    mean = with_every_draw(value, torch.float16).mean().item()
+    assert 0 <= torch.tensor(value).double().item() - mean < 2.0**-40
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest", "infinity"),
+    [(torch.bfloat16, (2 - 2**-7) * 2.0**127, 2.0**128), (torch.float16, 65504.0, 65536.0)],
+    ids=str,
+)
+def test_only_what_lies_above_the_largest_number_may_become_infinite(dtype, largest, infinity) -> None:
+    assert with_every_draw(largest, dtype).unique().tolist() == [largest]
+    below = torch.nextafter(torch.tensor(largest), torch.tensor(0.0)).item()
+    assert with_every_draw(below, dtype).max() == largest
+    quarter = with_every_draw(-(largest + (infinity - largest) / 4), dtype)
+    assert quarter.unique().tolist() == [-torch.inf, -largest]
+    assert quarter.isinf().double().mean() == 1 / 4
+    for value in (min(infinity, torch.finfo(torch.float32).max), 3e38, torch.inf):
+        if value >= infinity:
+            assert with_every_draw(value, dtype).isinf().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_stochastic_rounding_never_moves_what_is_representable(dtype) -> None:
+    values = all_16_bit_values(dtype)
+    for draw in (0, 1, 0x7FFF, 0xFFFF):
+        bits = torch.full(values.shape, draw)
+        again = reference.round_stochastically(values.float(), bits, dtype)
+        assert torch.equal(again.isnan(), values.isnan())
+        kept = ~values.isnan()
+        assert torch.equal(again.view(torch.int16)[kept], values.view(torch.int16)[kept])
 
 
 def test_random_bits_are_those_of_the_published_mixer() -> None:
@@ -49,15 +109,30 @@ def test_random_bits_are_those_of_the_published_mixer() -> None:
 
 def test_random_bits_look_uniform_and_differ_between_steps_and_seeds() -> None:
     count = 1 << 16
-    base = reference.random_bits(count, reference.random_key(seed=3, step=5))
+    base = reference.random_bits(count, reference.random_key(seed=3, step=5)) >> 16
     for other in (
-        reference.random_bits(count, reference.random_key(seed=3, step=6)),
-        reference.random_bits(count, reference.random_key(seed=4, step=5)),
+        reference.random_bits(count, reference.random_key(seed=3, step=6)) >> 16,
+        reference.random_bits(count, reference.random_key(seed=4, step=5)) >> 16,
     ):
         # Two independent uniform streams of 16 bits: their correlation is below 4 / sqrt(count).
         assert torch.corrcoef(torch.stack([base, other]).double())[0, 1].abs() < 4 / count**0.5
         # The mean of a uniform 16-bit number, within 4 standard errors.
         assert (other.double().mean() - 32767.5).abs() < 4 * 2**16 / 12**0.5 / count**0.5
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2, 32, 1024])
+@pytest.mark.parametrize("seed", [3, 4])
+def test_the_draw_of_a_parameter_tells_nothing_of_those_of_states_and_neighbours(seed, lag) -> None:
+    count = 1 << 18
+    bits = reference.random_bits(count + lag, reference.random_key(seed, step=5))
+    states, params = (bits >> 16).double(), (bits & 0xFFFF).double()
+    pairs = [(params[:count], states[lag:]), (states[:count], params[lag:])]
+    pairs += [(params[:count], params[lag:])] if lag else []
+    for one, other in pairs:
+        assert torch.corrcoef(torch.stack([one, other]))[0, 1].abs() < 4 / count**0.5
+    # Uniform: each of 16 x 16 cells of both draws together holds its share, within 5 standard errors.
+    cells = torch.bincount((bits[:count] >> 28) * 16 + ((bits[:count] >> 12) & 15), minlength=256)
+    assert ((cells - count / 256).abs() < 5 * (count / 256) ** 0.5).all()
 
 
 def test_random_bits_of_an_element_do_not_depend_on_the_number_of_elements() -> None:

@@ -32,7 +32,7 @@ def test_the_interpreted_kernel_equals_the_reference_bit_for_bit() -> None:
         text=True,
     )
     assert shown.returncode == 0, shown.stderr
-    assert json.loads(shown.stdout.splitlines()[-1]) == {"cases": 72, "wrong": {}}
+    assert json.loads(shown.stdout.splitlines()[-1]) == {"cases": 84, "wrong": {}}
 
 
 def test_a_cpu_tensor_is_refused_by_name_and_auto_moves_on() -> None:
@@ -57,11 +57,13 @@ def test_the_op_has_the_signature_of_the_native_one() -> None:
 POINTERS = {"slices": "*i64", "tensors": "*i32", "first_chunks": "*i32", "rows": "*i32"}
 POINTERS |= dict.fromkeys(("scalars", "steps", "grad_scale", "found_inf"), "*fp32")
 POLICIES = {
-    "float32": {"PARAM": 0, "STATE": 0, "STOCHASTIC": False, "COUPLED": False, "AMSGRAD": False},
-    "bfloat16 states": {"PARAM": 0, "STATE": 1, "STOCHASTIC": True, "COUPLED": True, "AMSGRAD": True},
-    "bfloat16": {"PARAM": 1, "STATE": 0, "STOCHASTIC": False, "COUPLED": True, "AMSGRAD": True},
-    "float16": {"PARAM": 2, "STATE": 1, "STOCHASTIC": False, "COUPLED": False, "AMSGRAD": False},
+    "float32": (0, 0, False, "nearest", False, False),
+    "bfloat16 states": (0, 1, True, "nearest", True, True),
+    "bfloat16": (1, 0, False, "nearest", True, True),
+    "bfloat16, kahan": (1, 1, True, "kahan", False, True),
+    "float16, stochastic": (2, 1, False, "stochastic", False, False),
 }
+NAMES = ("PARAM", "STATE", "STOCHASTIC", "PARAM_ROUNDING", "COUPLED", "AMSGRAD")
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100], ids="sm_{}".format)
@@ -71,6 +73,8 @@ def test_the_kernel_compiles_to_wide_accesses_and_single_roundings(
     policies, masked, capability, tmp_path
 ) -> None:
     flags = dict.fromkeys(("HAS_SCALE", "HAS_FOUND_INF", "STEPS_HERE", "EMA"), True)
+    policies = dict(zip(NAMES, policies, strict=True))
+    policies["PARAM_ROUNDING"] = launcher.PARAM_ROUNDING[policies["PARAM_ROUNDING"]]
     constants = {**flags, **policies, "CHUNK": launcher.CHUNK, "MASKED": masked}
     signature = {**POINTERS, "seed": "i64", **dict.fromkeys(constants, "constexpr")}
     compiled = triton.compile(
@@ -86,7 +90,7 @@ def test_the_kernel_compiles_to_wide_accesses_and_single_roundings(
     cubin = tmp_path / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     code = subprocess.run([tool("nvdisasm"), "-c", cubin], capture_output=True, text=True, check=True).stdout
-    arrays = 5 + policies["AMSGRAD"]
+    arrays = 5 + policies["AMSGRAD"] + (policies["PARAM_ROUNDING"] == launcher.PARAM_ROUNDING["kahan"])
     assert len(re.findall(r"\bLDG\.E(?:\.\w+)*\.128", code)) >= arrays
     assert len(re.findall(r"\bSTG\.E(?:\.\w+)*\.128", code)) >= arrays - 1
     assert not re.findall(r"\b(?:LDL|STL)\b", code), "registers are spilled to local memory"

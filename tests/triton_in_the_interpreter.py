@@ -5,6 +5,7 @@ A process of its own, because Triton decides at import whether it compiles or in
 
 import json
 import warnings
+from itertools import product
 
 import torch
 from stepping import OPTIONS, values
@@ -16,12 +17,15 @@ SPECIAL = [0.0, -0.0, 1e-45, 1.1754944e-38, 2.98e-08, 6.1e-05, 65504.0, 65520.0,
 SPECIAL += [float("inf"), float("-inf"), float("nan")]
 
 
-def special_values(backend: str, dtype: torch.dtype, rounding: str) -> dict[str, torch.Tensor]:
+def special_values(
+    backend: str, dtype: torch.dtype, rounding: str, param_rounding: str
+) -> dict[str, torch.Tensor]:
     """Returns parameters and states after three steps on every pair of special values."""
     grid = torch.tensor(SPECIAL)
     start, grads = torch.cartesian_prod(grid, grid).to(dtype).unbind(1)
     param = start.clone().requires_grad_()
-    rest = {"state_dtype": torch.bfloat16, "state_rounding": rounding, "amsgrad": True}
+    rest = {"state_dtype": torch.bfloat16, "state_rounding": rounding, "amsgrad": True, "seed": 3}
+    rest["param_rounding"] = param_rounding
     optimizer = GrokAdamW([param], **OPTIONS, **rest, backend=backend)
     for factor in (1.0, -0.5, 3.0):
         param.grad = (grads.float() * factor).to(dtype)  # elsewhere each time: the table is made anew
@@ -39,10 +43,12 @@ def checked_op() -> dict[str, str]:
         "decay": "coupled",
         "amsgrad": True,
         "state_rounding": "nearest",
+        "param_rounding": "stochastic",
         "seed": 3,
     }
     for scaled in (False, True):
         arrays = [[torch.ones(5), torch.ones(2, 3)] for _ in range(6)]
+        arrays.append([])  # kahan_comps
         arrays.append([torch.ones(1, dtype=torch.int32), torch.empty(0, dtype=torch.int32)])
         scale = {"grad_scale": torch.tensor(2.0), "found_inf": torch.tensor(0.0)} if scaled else {}
         found = torch.library.opcheck(
@@ -66,13 +72,12 @@ def main() -> None:
         differing = disagreements(run("triton", case, steps=3), run("reference", case, steps=3))
         if differing:
             wrong[str(case)] = differing
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        for rounding in ("nearest", "stochastic"):
-            truth = special_values("reference", dtype, rounding)
-            found = special_values("triton", dtype, rounding)
-            counts = {name: n for name in truth if (n := differing_bits(found[name], truth[name]))}
-            if counts:
-                wrong[f"special {dtype} {rounding}"] = counts
+    dtypes, roundings = (torch.float32, torch.bfloat16, torch.float16), ("nearest", "stochastic", "kahan")
+    for options in product(dtypes, roundings[:2], roundings):
+        truth, found = (special_values(backend, *options) for backend in ("reference", "triton"))
+        counts = {name: n for name in truth if (n := differing_bits(found[name], truth[name]))}
+        if counts:
+            wrong[f"special {options}"] = counts
     wrong |= {f"op {name}": how for name, how in checked_op().items() if how != "SUCCESS"}
     print(json.dumps({"cases": len(grid), "wrong": wrong}))
 

@@ -1,9 +1,9 @@
 """The one kernel and the order of its rooms: csrc/step/element_step.h. launcher.py launches it.
 
 Memory: 36 bytes per float32 element with the EMA filter (reads param, grad, exp_avg, exp_avg_sq, grad_ema:
-20; writes all but grad: 16), 28 without; 24 with bfloat16 states. A mask adds 0.125; a word of it that keeps
-nothing costs the param (4) where it zeroes, and nothing where it freezes. Per program besides: one row of the
-tables.
+20; writes all but grad: 16), 28 without; 24 with bfloat16 states. Parameters of 16 bits take 6 less, and 4
+of these again with Kahan's rounding. A mask adds 0.125; a word of it that keeps nothing costs the param (4,
+or 2) where it zeroes, and nothing where it freezes. Per program besides: one row of the tables.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ STEP, GRAD_FACTOR, ALPHA, ALPHA_WEIGHT, LAMB, WEIGHT_DECAY, PARAM_SCALE = (tl.co
 BETA1_WEIGHT, BETA2, BETA2_WEIGHT, STEP_SIZE, DENOM_SCALE, EPS = (tl.constexpr(k) for k in range(7, 13))
 ROW = tl.constexpr(13)
 # The columns of the table of slices: csrc/step/slice.h, and whether all arrays begin where a pack may.
-PARAM_AT, GRAD_AT, EXP_AVG_AT, EXP_AVG_SQ_AT, MAX_EXP_AVG_SQ_AT, GRAD_EMA_AT = (
-    tl.constexpr(k) for k in range(6)
+PARAM_AT, GRAD_AT, EXP_AVG_AT, EXP_AVG_SQ_AT, MAX_EXP_AVG_SQ_AT, GRAD_EMA_AT, KAHAN_COMP_AT = (
+    tl.constexpr(k) for k in range(7)
 )
-MASK_AT, MASK_MODE, SIZE, IS_ALIGNED, SLICE = (tl.constexpr(k) for k in range(6, 11))
+MASK_AT, MASK_MODE, SIZE, IS_ALIGNED, SLICE = (tl.constexpr(k) for k in range(7, 12))
 
 
 @triton.jit
@@ -35,6 +35,7 @@ def _step_chunk(
     PARAM: tl.constexpr,
     STATE: tl.constexpr,
     STOCHASTIC: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr,
     EMA: tl.constexpr,
     COUPLED: tl.constexpr,
     AMSGRAD: tl.constexpr,
@@ -42,7 +43,8 @@ def _step_chunk(
     WHOLE: tl.constexpr,
     MASK: tl.constexpr,
 ):
-    # WHOLE: the chunk is full and every array aligned, so that accesses are 16 bytes wide.
+    # WHOLE: the chunk is full and every array aligned, so that accesses are 16 bytes wide. STOCHASTIC: the
+    # states are rounded so.
     every: tl.constexpr = WHOLE and MASK == mask.NONE  # and none is left out
     i = mask.elements(begin, CHUNK, MASK)
     read = i < size
@@ -61,7 +63,14 @@ def _step_chunk(
     grad = storage.load(grad_at, read, PARAM, every)
     exp_avg = storage.load(exp_avg_at, read, STATE, every)
     exp_avg_sq = storage.load(exp_avg_sq_at, read, STATE, every)
-    drawn = storage.random_bits(key, i.to(tl.uint32)) if STOCHASTIC else 0
+    if PARAM_ROUNDING == storage.KAHAN:
+        comp_at = storage.pointers(tl.load(slice_ + KAHAN_COMP_AT), i, PARAM, WHOLE)
+        param = param + storage.load(comp_at, read, PARAM, every)
+    if STOCHASTIC or PARAM_ROUNDING == storage.STOCHASTIC:
+        bits = storage.random_bits(key, i.to(tl.uint32))
+        drawn, param_drawn = bits >> 16, bits & 0xFFFF  # as state_draw and param_draw of rounding.h
+    else:
+        drawn, param_drawn = 0, 0
 
     grad = grad * factor
     if EMA:
@@ -103,7 +112,12 @@ def _step_chunk(
         tl.load(numbers + DENOM_SCALE),
         tl.load(numbers + EPS),
     )
-    storage.store(param_at, mask.masked(param, kept, MASK), 0, written, PARAM, False, every)
+    if PARAM_ROUNDING == storage.KAHAN:
+        comp = mask.masked(storage.cut_off(param, PARAM), kept, MASK)
+        storage.store(comp_at, comp, 0, written, PARAM, False, every)
+    param_stochastic: tl.constexpr = PARAM_ROUNDING == storage.STOCHASTIC
+    param = mask.masked(param, kept, MASK)
+    storage.store(param_at, param, param_drawn, written, PARAM, param_stochastic, every)
     if MASK == mask.ZERO:
         # States of pruned words are 0 since the mask was set; parameters may have been written by any code.
         dirty = storage.any_bit(param_at, pruned, PARAM) & pruned
@@ -114,13 +128,15 @@ def _step_chunk(
             storage.clear(grad_ema_at, dirty, STATE)
         if AMSGRAD:
             storage.clear(largest_at, dirty, STATE)
+        if PARAM_ROUNDING == storage.KAHAN:
+            storage.clear(comp_at, dirty, PARAM)
 
 
 @triton.jit
 def _step_masked(
     slice_, begin, size, numbers, factor, key,
-    PARAM: tl.constexpr, STATE: tl.constexpr, STOCHASTIC: tl.constexpr, EMA: tl.constexpr,
-    COUPLED: tl.constexpr, AMSGRAD: tl.constexpr, CHUNK: tl.constexpr, WHOLE: tl.constexpr,
+    PARAM: tl.constexpr, STATE: tl.constexpr, STOCHASTIC: tl.constexpr, PARAM_ROUNDING: tl.constexpr,
+    EMA: tl.constexpr, COUPLED: tl.constexpr, AMSGRAD: tl.constexpr, CHUNK: tl.constexpr, WHOLE: tl.constexpr,
     MASKED: tl.constexpr,
 ):  # fmt: skip
     # MASKED: some tensor of the launch has a mask.
@@ -128,17 +144,17 @@ def _step_masked(
         if tl.load(slice_ + MASK_MODE) == 0:
             _step_chunk(
                 slice_, begin, size, numbers, factor, key,
-                PARAM, STATE, STOCHASTIC, EMA, COUPLED, AMSGRAD, CHUNK, WHOLE, mask.ZERO,
+                PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, EMA, COUPLED, AMSGRAD, CHUNK, WHOLE, mask.ZERO,
             )  # fmt: skip
         else:
             _step_chunk(
                 slice_, begin, size, numbers, factor, key,
-                PARAM, STATE, STOCHASTIC, EMA, COUPLED, AMSGRAD, CHUNK, WHOLE, mask.FREEZE,
+                PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, EMA, COUPLED, AMSGRAD, CHUNK, WHOLE, mask.FREEZE,
             )  # fmt: skip
     else:
         _step_chunk(
             slice_, begin, size, numbers, factor, key,
-            PARAM, STATE, STOCHASTIC, EMA, COUPLED, AMSGRAD, CHUNK, WHOLE, mask.NONE,
+            PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, EMA, COUPLED, AMSGRAD, CHUNK, WHOLE, mask.NONE,
         )  # fmt: skip
 
 
@@ -159,6 +175,7 @@ def adamw_kernel(
     PARAM: tl.constexpr,
     STATE: tl.constexpr,
     STOCHASTIC: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr,
     EMA: tl.constexpr,
     COUPLED: tl.constexpr,
     AMSGRAD: tl.constexpr,
@@ -187,10 +204,10 @@ def adamw_kernel(
         if whole:
             _step_masked(
                 slice_, begin, size, numbers, factor, key,
-                PARAM, STATE, STOCHASTIC, EMA, COUPLED, AMSGRAD, CHUNK, True, MASKED,
+                PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, EMA, COUPLED, AMSGRAD, CHUNK, True, MASKED,
             )  # fmt: skip
         else:
             _step_masked(
                 slice_, begin, size, numbers, factor, key,
-                PARAM, STATE, STOCHASTIC, EMA, COUPLED, AMSGRAD, CHUNK, False, MASKED,
+                PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, EMA, COUPLED, AMSGRAD, CHUNK, False, MASKED,
             )  # fmt: skip

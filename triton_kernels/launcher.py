@@ -18,6 +18,7 @@ OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 # ptxas would rather spill a few registers than use more than 128.
 ON_NVIDIA = {**OPTIONS, "maxnreg": 224}
 STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+PARAM_ROUNDING = {"nearest": 0, "stochastic": 1, "kahan": 2}
 
 
 class Table:
@@ -73,6 +74,7 @@ class Stepper:
         exp_avg_sqs: Sequence[Tensor],
         max_exp_avg_sqs: Sequence[Tensor],
         grad_emas: Sequence[Tensor],
+        kahan_comps: Sequence[Tensor],
         masks: Sequence[Tensor],
         steps: Tensor,
         scalars: Tensor,
@@ -82,6 +84,7 @@ class Stepper:
         decay: str,
         amsgrad: bool,
         state_rounding: str,
+        param_rounding: str,
         seed: int,
         mask_modes: Sequence[int] = (),
         grad_scale: Tensor | None = None,
@@ -92,7 +95,7 @@ class Stepper:
         if on_host and found_inf is not None and found_inf.item() != 0:
             return
         device = params[0].device
-        arrays = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_emas, masks)
+        arrays = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_emas, kahan_comps, masks)
         addresses = _addresses(arrays, len(params))
         if self.table is None or self.table.addresses != addresses:
             self.table = Table(addresses, mask_modes, [param.numel() for param in params], device)
@@ -116,6 +119,7 @@ class Stepper:
                 PARAM=STORAGE[params[0].dtype],
                 STATE=STORAGE[exp_avgs[0].dtype],
                 STOCHASTIC=state_rounding == "stochastic" and exp_avgs[0].dtype is torch.bfloat16,
+                PARAM_ROUNDING=PARAM_ROUNDING[param_rounding] if params[0].dtype.itemsize == 2 else 0,
                 EMA=grad_filter == "ema",
                 COUPLED=decay == "coupled",
                 AMSGRAD=amsgrad,
@@ -130,9 +134,10 @@ class Stepper:
 # The signature of the native op (csrc/op.cpp), so that torch.compile sees what is read and written.
 SCHEMA = (
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
-    "Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] grad_emas, Tensor[] masks, Tensor(f!) steps, Tensor scalars, "
-    "int[] rows, *, str grad_filter, str decay, bool amsgrad, str state_rounding, int seed, "
-    "int[] mask_modes=[], Tensor? grad_scale=None, Tensor? found_inf=None) -> ()"
+    "Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] grad_emas, Tensor(f!)[] kahan_comps, Tensor[] masks, "
+    "Tensor(g!) steps, Tensor scalars, int[] rows, *, str grad_filter, str decay, bool amsgrad, "
+    "str state_rounding, str param_rounding, int seed, int[] mask_modes=[], "
+    "Tensor? grad_scale=None, Tensor? found_inf=None) -> ()"
 )
 
 

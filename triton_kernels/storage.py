@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 FLOAT32, BFLOAT16, FLOAT16 = (tl.constexpr(code) for code in range(3))
+NEAREST, STOCHASTIC, KAHAN = (tl.constexpr(code) for code in range(3))
 
 
 @triton.jit
@@ -30,17 +31,22 @@ def pointers(address, i, STORAGE: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
+def _widened(stored, STORAGE: tl.constexpr):
+    if STORAGE == BFLOAT16:
+        value = (stored.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        value = stored.to(tl.float32)
+    return value
+
+
+@triton.jit
 def load(pointers, mask, STORAGE: tl.constexpr, EVERY: tl.constexpr):
     # EVERY: the mask is True everywhere.
     if EVERY:
         stored = tl.load(pointers)
     else:
         stored = tl.load(pointers, mask=mask, other=0)
-    if STORAGE == BFLOAT16:
-        value = (stored.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    else:
-        value = stored.to(tl.float32)
-    return value
+    return _widened(stored, STORAGE)
 
 
 @triton.jit
@@ -71,20 +77,58 @@ def _bits_to_round(value):
 
 
 @triton.jit
-def store(
-    pointers, value, random_bits, mask, STORAGE: tl.constexpr, STOCHASTIC: tl.constexpr, EVERY: tl.constexpr
-):
+def _to_float16_stochastic(value, random_bits):
+    bits = value.to(tl.uint32, bitcast=True)
+    infinity = 0x47800000  # 65536, of which a carry makes nothing else
+    magnitude = tl.where((bits & 0x7FFFFFFF) < infinity, bits & 0x7FFFFFFF, infinity)
+    smallest_normal = 0x38800000  # 2^-14
+    # In units of 2^-40; chosen before the conversion, which is only defined for what fits an integer.
+    small = tl.where(magnitude < smallest_normal, magnitude, smallest_normal).to(tl.float32, bitcast=True)
+    subnormal = ((small * 1099511627776.0).to(tl.int32).to(tl.uint32) + random_bits) >> 16
+    normal = (magnitude - 0x38000000 + (random_bits >> 3)) >> 13
+    rounded = tl.where(magnitude < smallest_normal, subnormal, normal)
+    rounded = tl.where(value != value, 0x7E00, rounded)
+    return (rounded | ((bits >> 16) & 0x8000)).to(tl.uint16).to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def _rounded(value, random_bits, STORAGE: tl.constexpr, STOCHASTICALLY: tl.constexpr):
     if STORAGE == BFLOAT16:
         bits = _bits_to_round(value)
-        if STOCHASTIC:
+        if STOCHASTICALLY:
             bits = bits + random_bits
         else:
             bits = bits + (0x7FFF + ((bits >> 16) & 1))  # ties go to the even neighbour
         stored = (bits >> 16).to(tl.uint16)
     elif STORAGE == FLOAT16:
-        stored = value.to(tl.float16)
+        if STOCHASTICALLY:
+            stored = _to_float16_stochastic(value, random_bits)
+        else:
+            stored = value.to(tl.float16)
     else:
         stored = value
+    return stored
+
+
+@triton.jit
+def cut_off(value, STORAGE: tl.constexpr):
+    """What rounding to nearest takes away; 0 where the rounded value is infinite or NaN."""
+    stored = _rounded(value, 0, STORAGE, False)
+    rest = value - _widened(stored, STORAGE)
+    return tl.where(tl.abs(rest) < float("inf"), rest, 0.0)
+
+
+@triton.jit
+def store(
+    pointers,
+    value,
+    random_bits,
+    mask,
+    STORAGE: tl.constexpr,
+    STOCHASTICALLY: tl.constexpr,
+    EVERY: tl.constexpr,
+):
+    stored = _rounded(value, random_bits, STORAGE, STOCHASTICALLY)
     if EVERY:
         tl.store(pointers, stored)
     else:
@@ -111,4 +155,4 @@ def random_key(seed, step):
 @triton.jit
 def random_bits(key, i):
     bits = (key ^ i) * _uint32(0x2C1B3C6D)
-    return ((bits ^ (bits >> 16)) * _uint32(0x297A2D39)) >> 16
+    return (bits ^ (bits >> 16)) * _uint32(0x297A2D39)

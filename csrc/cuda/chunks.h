@@ -63,7 +63,7 @@ struct Table {
 // A table that owns its memory and travels as the kernel's argument: 32,764 bytes is what CUDA 12.1 and
 // later take on sm_70 and later.
 struct ArgumentTable {
-  static constexpr int32_t kTensors = 320, kRows = 64;
+  static constexpr int32_t kTensors = 304, kRows = 64;
   Slice slices[kTensors];
   Scalars scalars[kRows];  // unused where numbers.scalars is set
   int32_t rows[kTensors];

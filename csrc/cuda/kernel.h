@@ -2,9 +2,9 @@
 // tests/cuda_shim.cpp compiles this very file for the CPU.
 //
 // Memory: 36 bytes per float32 element with the EMA filter (reads param, grad, exp_avg, exp_avg_sq,
-// grad_ema: 20; writes all but grad: 16), 28 without; 24 with bfloat16 states. A mask adds 0.125; a pack of
-// which it keeps nothing costs the param (4) where it zeroes, and nothing where it freezes. Per block
-// besides: one row of the table.
+// grad_ema: 20; writes all but grad: 16), 28 without; 24 with bfloat16 states. Parameters of 16 bits take 6
+// less, and 4 of these again with Kahan's rounding. A mask adds 0.125; a pack of which it keeps nothing costs
+// the param (4, or 2) where it zeroes, and nothing where it freezes. Per block besides: one row of the table.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +38,7 @@ struct Packs {
   using ParamPack = Pack<typename Step::Param, kWidth>;
   using StatePack = Pack<typename Step::State, kWidth>;
 
-  ParamPack param, grad;
+  ParamPack param, grad, kahan_comp;
   StatePack exp_avg, exp_avg_sq, max_exp_avg_sq, grad_ema;
 
   GROK_HD void load(const Slice& slice, int64_t i) {
@@ -76,8 +76,17 @@ struct Packs {
 
   // The packs as a slice of their own: what steps it is the same Step::run.
   GROK_HD Slice slice(uint32_t random_key, uint32_t first) {
-    return {param.values,    grad.values, exp_avg.values, exp_avg_sq.values, max_exp_avg_sq.values,
-            grad_ema.values, nullptr,     kWidth,         random_key,        first,
+    return {param.values,
+            grad.values,
+            exp_avg.values,
+            exp_avg_sq.values,
+            max_exp_avg_sq.values,
+            grad_ema.values,
+            kahan_comp.values,
+            nullptr,
+            kWidth,
+            random_key,
+            first,
             MaskMode::kZero};
   }
 

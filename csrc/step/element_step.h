@@ -17,10 +17,12 @@ struct ElementStep {
   using Param = ParamStorage;
   using State = StateStorage;
   static constexpr bool kUsesEma = GradFilter::kUsesEma, kUsesMax = SecondMoment::kUsesMax;
+  static constexpr bool kUsesComp = ParamStorage::kUsesComp;
 
   static GROK_HD Element read(const Slice& slice, int64_t i) {
     Element element;
     element.param = load<ParamStorage>(slice.param, i);
+    if constexpr (kUsesComp) element.param = element.param + load<ParamStorage>(slice.kahan_comp, i);
     element.grad = load<ParamStorage>(slice.grad, i);
     element.exp_avg = load<StateStorage>(slice.exp_avg, i);
     element.exp_avg_sq = load<StateStorage>(slice.exp_avg_sq, i);
@@ -36,11 +38,13 @@ struct ElementStep {
   }
 
   static GROK_HD void write(const Slice& slice, int64_t i, const Element& element, Where where) {
-    // One draw for all states of an element: each is rounded without bias, and equals stay equal.
-    uint32_t drawn = 0;
-    if constexpr (StateStorage::kUsesRandomBits)
-      drawn = random_bits(slice.random_key, slice.first + static_cast<uint32_t>(i));
-    store<ParamStorage>(slice.param, i, element.param, 0, where);
+    uint32_t bits = 0;
+    if constexpr (ParamStorage::kUsesRandomBits || StateStorage::kUsesRandomBits)
+      bits = random_bits(slice.random_key, slice.first + static_cast<uint32_t>(i));
+    const uint32_t drawn = state_draw(bits);
+    store<ParamStorage>(slice.param, i, element.param, param_draw(bits), where);
+    if constexpr (kUsesComp)
+      store<ParamStorage>(slice.kahan_comp, i, cut_off<ParamStorage>(element.param), 0, where);
     store<StateStorage>(slice.exp_avg, i, element.exp_avg, drawn, where);
     store<StateStorage>(slice.exp_avg_sq, i, element.exp_avg_sq, drawn, where);
     if constexpr (kUsesMax)
@@ -68,6 +72,7 @@ struct ElementStep {
     use(&Slice::exp_avg_sq, StateStorage{});
     if constexpr (kUsesMax) use(&Slice::max_exp_avg_sq, StateStorage{});
     if constexpr (kUsesEma) use(&Slice::grad_ema, StateStorage{});
+    if constexpr (kUsesComp) use(&Slice::kahan_comp, ParamStorage{});
   }
 
   static GROK_HD void run_where(const Slice& slice, int64_t i, const Scalars& scalars, Where where) {
@@ -83,13 +88,14 @@ struct ElementStep {
 
 // The names that select one ElementStep.
 struct Policies {
-  std::string_view param_dtype, state_dtype, state_rounding, grad_filter, decay;
+  std::string_view param_dtype, state_dtype, state_rounding, param_rounding, grad_filter, decay;
   bool amsgrad;
 };
 
-template <class Use>
+// Of parameters of one format, which names.param_dtype says: so that each can be compiled by itself.
+template <class Format, class Use>
 void with_element_step(const Policies& names, Use&& use) {
-  with_param_storage(names.param_dtype, [&](auto param) {
+  with_param_rounding<Format>(names.param_rounding, [&](auto param) {
     with_state_storage(names.state_dtype, names.state_rounding, [&](auto state) {
       with_grad_filter(names.grad_filter, [&](auto filter) {
         with_decay(names.decay, [&](auto decay) {

@@ -61,6 +61,24 @@ GROK_HD uint16_t float32_to_float16(float value) {
   return static_cast<uint16_t>(rounded | ((bits & kSignBit) >> 16));
 }
 
+// The same for float16. After the largest number comes infinity, at the distance of a further number, in both
+// formats; so a value between the two may become infinite where the nearest would not be.
+GROK_HD uint16_t float32_to_float16_stochastic(float value, uint32_t random_bits) {
+  constexpr uint32_t kSmallestNormal = 0x38800000u;  // 2^-14
+  constexpr uint32_t kInfinity = 0x47800000u;        // 65536, of which a carry makes nothing else
+  const uint32_t bits = bits_of(value);
+  const uint32_t whole = bits & ~kSignBit;
+  const uint32_t magnitude = whole < kInfinity ? whole : kInfinity;
+  // In units of 2^-40: the sixteen bits after those that stay. Chosen before the conversion, which is only
+  // defined for what fits an integer.
+  const float small = float_of(magnitude < kSmallestNormal ? magnitude : kSmallestNormal) * 0x1p40f;
+  const uint32_t subnormal = (static_cast<uint32_t>(static_cast<int32_t>(small)) + random_bits) >> 16;
+  const uint32_t normal = (magnitude - (112u << 23) + (random_bits >> 3)) >> 13;
+  const uint32_t carried = magnitude < kSmallestNormal ? subnormal : normal;
+  const uint32_t rounded = is_nan(bits) ? 0x7e00u : carried;
+  return static_cast<uint16_t>(rounded | ((bits & kSignBit) >> 16));
+}
+
 // A bijection of 32 bits in which each input bit flips each output bit about half the time (the
 // constants are Chris Wellons' "lowbias32").
 GROK_HD uint32_t scramble(uint32_t bits) {
@@ -71,12 +89,17 @@ GROK_HD uint32_t scramble(uint32_t bits) {
 
 GROK_HD uint32_t random_key(uint32_t seed, uint32_t step) { return scramble(scramble(seed) ^ step); }
 
-// 16 bits for one element. The key is scrambled already, so half of `scramble` is enough to set
+// 32 bits for one element. The key is scrambled already, so half of `scramble` is enough to set
 // neighbours apart, and over all keys every element's bits are exactly uniform. Elements 2^32 apart in
 // one tensor share theirs, which biases neither. (Constants: degski's 32-bit hash.)
 GROK_HD uint32_t random_bits(uint32_t key, uint32_t i) {
   const uint32_t bits = (key ^ i) * 0x2c1b3c6du;
-  return ((bits ^ (bits >> 16)) * 0x297a2d39u) >> 16;
+  return (bits ^ (bits >> 16)) * 0x297a2d39u;
 }
+
+// Sixteen of them, for all states: each is rounded without bias, and equals stay equal.
+GROK_HD uint32_t state_draw(uint32_t random_bits) { return random_bits >> 16; }
+// The other sixteen: over all keys they come with every value of the states' equally often.
+GROK_HD uint32_t param_draw(uint32_t random_bits) { return random_bits & 0xffffu; }
 
 }  // namespace grokfused

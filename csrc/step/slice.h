@@ -16,6 +16,7 @@ struct Slice {
   void* exp_avg_sq;
   void* max_exp_avg_sq;
   void* grad_ema;
+  void* kahan_comp;
   const uint32_t* mask;  // a bit per element (mask.h); null where every element takes the step
   int64_t size;
   uint32_t random_key;  // of the step that is being taken; ElementStep::part sets it

@@ -41,6 +41,7 @@ class Case(NamedTuple):
     """One combination of everything that selects code."""
 
     param_dtype: torch.dtype
+    param_rounding: str
     state_dtype: torch.dtype
     state_rounding: str
     grad_filter: str
@@ -53,6 +54,7 @@ class Case(NamedTuple):
     def __str__(self) -> str:
         words = [
             str(self.param_dtype),
+            *([] if self.param_rounding == "nearest" else [self.param_rounding]),
             str(self.state_dtype),
             self.state_rounding,
             self.grad_filter,
@@ -65,14 +67,21 @@ class Case(NamedTuple):
 
 
 def cases() -> Iterator[Case]:
-    """Yields the whole grid."""
+    """Yields the grid: all combinations, and of those of the other roundings of parameters a part."""
     states = [(torch.float32, "nearest"), (torch.bfloat16, "nearest"), (torch.bfloat16, "stochastic")]
     params = (torch.float32, torch.bfloat16, torch.float16)
     decays = ("coupled", "decoupled")
     for param, state, kind, decay, amsgrad in product(params, states, ("ema", "none"), decays, (False, True)):
         # What is only a factor of the gradient, or says who numbers the steps, needs no product of its own.
         scale = 3072.5 if amsgrad else None
-        yield Case(param, *state, kind, decay, amsgrad, amsgrad, scale, capturable=kind == "none")
+        yield Case(param, "nearest", *state, kind, decay, amsgrad, amsgrad, scale, capturable=kind == "none")
+    # With each rounding and each kind of states, and with each rounding all values of the other options.
+    for n, (param, rounding, (state, of_it)) in enumerate(
+        product(params[1:], ("stochastic", "kahan"), states)
+    ):
+        kind, decay, amsgrad = ("ema", "none")[n % 2], decays[n // 2 % 2], (n + n // 3) % 3 == 1
+        scale = None if amsgrad else 3072.5
+        yield Case(param, rounding, state, of_it, kind, decay, amsgrad, not amsgrad, scale, n % 2 == 0)
 
 
 def _laid_out(name: str, values: Tensor) -> Tensor:
@@ -143,6 +152,7 @@ def run(backend: str, case: Case, device: str = "cpu", steps: int = 5) -> dict[s
         capturable=case.capturable,
         state_dtype=case.state_dtype,
         state_rounding=case.state_rounding,
+        param_rounding=case.param_rounding,
         seed=7,
         backend=backend,
     )

@@ -1,4 +1,4 @@
-"""The command `grokfused reproduce`: whole experiments of papers, resumable, with a table and a figure."""
+"""The command `grokfused reproduce`: whole experiments, each with a table."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Annotated
 import torch
 import typer
 
-from grokfused.lab import report, tickets_report
+from grokfused.lab import report, rounding_report, tickets_report
+from grokfused.lab import rounding as rounding_
 from grokfused.lab.run_folder import RunFolder, RunFolderError
 from grokfused.lab.terminal import console, interruptible, refuse, say
 from grokfused.lab.tickets import PAPER, QUICK, QUICK_ROWS, ROWS, THRESHOLD, Config, Run, Setting, State
 from grokfused.lab.training import Evaluation
 
-app = typer.Typer(no_args_is_help=True, help="Whole experiments of papers.")
+app = typer.Typer(no_args_is_help=True, help="Whole experiments.")
+Seeds = Annotated[str, typer.Option(help="Which, as in 0,1,2.")]
 CHECKPOINT_EVERY = 50  # evaluations
 
 
@@ -69,7 +71,15 @@ class SeedRuns:
 
 @app.callback()
 def reproduce() -> None:
-    """Whole experiments of papers, resumable, with a table and a figure."""
+    """Whole experiments, each with a table."""
+
+
+def seed_numbers(seeds: str) -> list[int]:
+    """Returns the seeds that an option lists, or refuses it."""
+    try:
+        return [int(number) for number in seeds.split(",")]
+    except ValueError as error:
+        raise refuse(f"--seeds takes integers with commas between them, got {seeds!r}") from error
 
 
 @app.command()
@@ -77,7 +87,7 @@ def tickets(
     quick: Annotated[
         bool, typer.Option("--quick", help="A small task and four rows: under a minute.")
     ] = False,
-    seeds: Annotated[str, typer.Option(help="Which, as in 0,1,2.")] = "0,1,2",
+    seeds: Seeds = "0,1,2",
     out: Annotated[Path, typer.Option(help="Where the runs, the table and the figure go.")] = Path(
         "runs/tickets"
     ),
@@ -88,10 +98,7 @@ def tickets(
 
     The same command continues what was interrupted. A whole seed takes about seven minutes on one core.
     """
-    try:
-        numbers = [int(number) for number in seeds.split(",")]
-    except ValueError as error:
-        raise refuse(f"--seeds takes integers with commas between them, got {seeds!r}") from error
+    numbers = seed_numbers(seeds)
     torch.set_num_threads(threads)
     base = QUICK if quick else PAPER
     setting = Setting(**{**base.__dict__, "lamb": lamb})
@@ -107,3 +114,34 @@ def tickets(
     console.print(tickets_report.table(found))
     tickets_report.write(found, setting, out)
     say(f"files: {out} (tickets.md, tickets.json, tickets.png)")
+
+
+@app.command()
+def rounding(
+    quick: Annotated[bool, typer.Option("--quick", help="A tiny model: seconds, and no finding.")] = False,
+    seeds: Seeds = "0,1,2",
+    out: Annotated[Path, typer.Option(help="Where the page and its figures go.")] = Path("runs/rounding"),
+    threads: Annotated[int, typer.Option(min=1, help="Sums in torch depend on them, in the last bits.")] = 1,
+) -> None:
+    """Roundings of bfloat16 and float16 parameters: what each costs in bytes and gives in loss.
+
+    A small language model, trained with each of them (after arXiv:2010.06192); about ten minutes on one core.
+    """
+    numbers = seed_numbers(seeds)
+    torch.set_num_threads(threads)
+    setting = rounding_.QUICK if quick else rounding_.FULL
+    text = rounding_.text_of(setting.held_out)
+    out.mkdir(parents=True, exist_ok=True)
+    found: dict[tuple[rounding_.Row, int], float] = {}
+    for seed in numbers:
+        for row in rounding_.ROWS:
+            run = rounding_.Run(row, seed, setting, text)
+            last = list(run.losses())[-1]
+            found[row, seed] = run.held_out_loss()
+            say(f"seed {seed} {row.name}: last batch {last:.4f}, held out {found[row, seed]:.4f}")
+    sizes = {"parameters": sum(param.numel() for param in run.stored)}
+    sizes |= {"train_bytes": len(text.train), "held_out_bytes": len(text.held_out)}
+    recorded = rounding_report.record(found, setting, sizes)
+    rounding_report.write(recorded, out)
+    console.print(rounding_report.table(recorded))
+    say(f"files: {out} (rounding.md, rounding.json)")
