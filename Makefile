@@ -11,7 +11,7 @@ TO_RUN := torch numpy pybind11 ninja setuptools wheel typer rich matplotlib
 # The ninja and the Python of the environment, not those of the system.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test lint format bench-cpu gpu-check clean
+.PHONY: demo test lint format bench bench-cpu gpu-check clean
 
 demo: $(BUILT)
 	$(BIN)/grokfused grok --overwrite
@@ -31,9 +31,14 @@ format: $(VENV)/.tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(NATIVE_SOURCES)
 
+# All cases and implementations, a quarter of an hour; of one case, with a file to compare with:
+# make bench ARGS="-k demo --benchmark-json=demo.json"
+bench: $(BUILT) $(VENV)/.tools
+	$(BIN)/python -m pytest bench $(ARGS)
+
+# What something is promised of: two minutes; the figures go into the documents.
 bench-cpu: $(BUILT)
-	$(BIN)/python -m bench.step_cpu
-	$(BIN)/python -m bench.masks_cpu
+	$(BIN)/grokfused bench steps masks clipping --seconds 15 --json bench/results/cpu.json
 	$(BIN)/python -m bench.report
 
 # With the Python that has a torch for CUDA: make gpu-check PYTHON=... OUT=...

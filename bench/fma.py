@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from bench.contenders import Contender
-from bench.measure import gpu_timed, interleaved, ratios, spread
+from grokfused.lab.bench.timing import Turns, gpu_timed, in_turns, ratios, spread
 from grokfused.scalars import Scalars
 
 ROOT = Path(__file__).parent.parent
@@ -76,8 +75,10 @@ def cost(nvcc: str = "nvcc", rounds: int = 31) -> dict[str, Any]:
             }
         except (OSError, subprocess.CalledProcessError) as error:
             return {"why_not": f"{error} {getattr(error, 'stderr', '')}".strip()}
-        entries = [Contender(key, stepper(path, slice_, scalars), 36) for key, path in libraries.items()]
-        times = interleaved(entries, rounds, 4, gpu_timed)
+        steps = [stepper(path, slice_, scalars) for path in libraries.values()]
+        turns = Turns(0.0, least=rounds)
+        taken = in_turns(steps, turns, lambda step: gpu_timed(step, 4))
+    times = dict(zip(libraries, taken, strict=True))
     return {
         "elements": ELEMENTS,
         "milliseconds": {key: spread(found)._asdict() for key, found in times.items()},

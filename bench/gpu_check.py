@@ -22,7 +22,10 @@ from typing import Any
 
 import torch
 
-from bench.measure import machine
+from bench.aims import Aim
+from bench.report import of_aims
+from grokfused.lab.bench import show
+from grokfused.lab.bench.probes import machine
 
 ROOT = Path(__file__).parent.parent
 PYTHON = sys.executable
@@ -170,24 +173,14 @@ def markdown(record: dict[str, Any]) -> str:
         lines.append(f"| {stage['name']} | {stage['verdict']} | {stage['seconds']:.0f} | {stage['why']} |")
     found = {stage["name"]: stage["found"] for stage in record["stages"]}
     measured = found.get("step bench", {})
-    for promise in measured.get("promises", []):
-        verdict = "kept" if promise["kept"] else "**missed**"
-        lines += ["", f"- {promise['what']}: {promise['measured']:.3f} (aim {promise['promise']}; {verdict})"]
+    if measured.get("aims"):
+        found_aims = [Aim(**{name: aim[name] for name in Aim._fields}) for aim in measured["aims"]]
+        lines += ["", of_aims(found_aims)]
     if "fma" in measured:
         lines += ["", f"What the contract costs (fused multiply-adds allowed or not): {measured['fma']}"]
     if found.get("demonstration in one graph"):
         lines += ["", f"Demonstration: {found['demonstration in one graph']}"]
-    columns = ["dtype", "case", "contender", "ms (quartiles)", "host ms", "launches", "GB/s", "of `copy_`"]
-    columns += ["x ours", "x fused"]
-    lines += ["", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for row in measured.get("rows", []):
-        ms, longer = row["milliseconds"], row["times_longer_than"]
-        cells = [row["dtype"], row["case"], row["contender"]]
-        cells += [f"{ms['median']:.4g} ({ms['low']:.4g}-{ms['high']:.4g})"]
-        cells += [f"{row['host_milliseconds']['median']:.4g}", str(row["launches"])]
-        cells += [f"{row['gigabytes_per_second']:.0f}", f"{row['share_of_copy']['median']:.3f}"]
-        cells += [f"{longer[name]['median']:.2f}" for name in ("GrokAdamW", "AdamW(fused)")]
-        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", show.LEGEND, "", show.markdown(measured.get("rows", []))]
     return "\n".join(lines) + "\n"
 
 
@@ -212,11 +205,10 @@ def main() -> int:
         knows = f"was built for CUDA {torch.version.cuda}" if torch.version.cuda else "knows no CUDA"
         print(f"gpu-check: nothing could run: torch {torch.__version__} {knows} and finds no NVIDIA GPU")
         return 2
-    from bench.step_cuda import gpu
-
     out.mkdir(parents=True, exist_ok=True)
     done = [timed(stage) for stage in stages(out)]
-    where = {**machine("bench.gpu_check"), **gpu(), "driver": driver()}
+    command = " ".join(["python -m bench.gpu_check", *sys.argv[1:]])
+    where = {**machine(command, "cuda"), "driver": driver()}
     record = {"machine": where, "stages": [asdict(stage) for stage in done]}
     (out / "gpu_check.json").write_text(json.dumps(record, indent=1) + "\n")
     (out / "gpu_check.md").write_text(markdown(record))

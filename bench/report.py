@@ -1,57 +1,68 @@
-"""Turns recorded runs into the tables of the documents: ``python -m bench.report`` writes them there."""
+"""Turns recorded runs into the tables of the documents: ``python -m bench.report`` writes them there.
+
+A document says which by a pair of comments, ``<!-- measured: RUN SET -->`` and ``<!-- /measured -->``: what
+stands between them is the set ``SET`` of ``bench/results/RUN.json``.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from bench import aims
+from grokfused.lab.bench import plots, show
+
 ROOT = Path(__file__).parent.parent
-# document -> the run whose rows stand in it
-RECORDS = {
-    path: ROOT / "bench" / "results" / f"{run}.json"
-    for path, run in {ROOT / "README.md": "step_cpu", ROOT / "bench" / "RESULTS.md": "masks_cpu"}.items()
-}
-BEGIN, END = "<!-- measured:begin -->\n", "<!-- measured:end -->"
+RESULTS = ROOT / "bench" / "results"
+DOCUMENTS = (ROOT / "README.md", ROOT / "bench" / "RESULTS.md")
+SECTION = re.compile(r"(<!-- measured: (\w+) (\w+) -->\n).*?(<!-- /measured -->)", re.DOTALL)
 
 
-def markdown(record: dict[str, Any]) -> str:
-    """Returns the recorded run as Markdown: where, what was promised, and every row."""
-    where = record["machine"]
-    lines = [
-        f"`{where['command']}` on {where['cpu']} ({where['capability']}, {where['threads']} threads), "
-        f"torch {where['torch']}, "
-        f"commit {where['commit']}, {where['date'][:10]}. Medians; ratios are taken within each round.",
-        "",
-        "| case | contender | ms (quartiles) | B/element | GB/s | of `copy_` | x ours | x fused |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in record["rows"]:
-        ms, longer = row["milliseconds"], row["times_longer_than"]
-        cells = [
-            row["case"],
-            row["contender"],
-            f"{ms['median']:.3g} ({ms['low']:.3g}-{ms['high']:.3g})",
-            row["bytes_per_element"],
-            f"{row['gigabytes_per_second']:.1f}",
-            f"{row['share_of_copy']['median']:.2f}",
-            f"{longer['GrokAdamW']['median']:.2f}",
-            f"{longer['AdamW(fused)']['median']:.2f}",
-        ]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    lines += ["", "What was aimed at, and what this run measured:", ""]
-    for aim in record["promises"]:
-        verdict = "kept" if aim["kept"] else "**missed**"
-        lines.append(f"- {aim['what']}: {aim['measured']:.2f} (aim {aim['promise']}; {verdict})")
+def recorded(run: str) -> dict[str, Any]:
+    """Returns the run called ``run``."""
+    record: dict[str, Any] = json.loads((RESULTS / f"{run}.json").read_text())
+    return record
+
+
+def of_aims(found: Sequence[aims.Aim]) -> str:
+    """Returns a list of aims, kept and missed."""
+    lines = ["What was aimed at, and what this run measured:", ""]
+    for aim in found:
+        verdict = "kept" if aim.kept else "**missed**"
+        lines.append(f"- {aim.what}: {aim.measured:.2f} (aim {aim.sign} {aim.bound}; {verdict})")
     return "\n".join(lines) + "\n"
 
 
-def written_into(document: str, record: dict[str, Any]) -> str:
-    """Returns a document with its measured part replaced."""
-    before, rest = document.split(BEGIN)
-    return before + BEGIN + markdown(record) + END + rest.split(END)[1]
+def section(record: dict[str, Any], name: str) -> str:
+    """Returns a set of a recorded run: where, every row, and what was aimed at."""
+    rows = [row for row in record["rows"] if row["set"] == name]
+    parts = [f"{show.where(record['machine'])} {show.LEGEND}\n", show.markdown(rows)]
+    if found := aims.of_set(name, rows):
+        parts.append(of_aims(found))
+    return "\n".join(parts)
+
+
+def written_into(document: str) -> str:
+    """Returns a document with its measured parts replaced."""
+    return SECTION.sub(lambda m: m[1] + section(recorded(m[2]), m[3]) + m[4], document)
+
+
+def main() -> None:
+    """Writes the documents and the figures of all recorded runs, and prints the aims."""
+    for path in DOCUMENTS:
+        path.write_text(written_into(path.read_text()))
+    console = Console()
+    for path in sorted(RESULTS.glob("cpu*.json")):
+        rows = json.loads(path.read_text())["rows"]
+        plots.draw(rows, path.with_suffix(".png"))
+        for name in dict.fromkeys(row["set"] for row in rows):
+            aims.show(console, aims.of_set(name, [row for row in rows if row["set"] == name]))
 
 
 if __name__ == "__main__":
-    for path, run in RECORDS.items():
-        path.write_text(written_into(path.read_text(), json.loads(run.read_text())))
+    main()

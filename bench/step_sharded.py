@@ -14,10 +14,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
-from bench.contenders import ALPHA, LAMB, Contender, fused_adamw
-from bench.measure import interleaved, machine, ratios, spread
-from bench.step import FUSED, OURS
-from grokfused import GrokAdamW
+from grokfused.lab.bench.implementations import FUSED, IMPLEMENTATIONS, OURS
+from grokfused.lab.bench.probes import machine
+from grokfused.lab.bench.timing import Step, Turns, in_turns, ratios, spread, timed
 from grokfused.lab.model import Decoder
 
 SHARDED = " on FSDP2"
@@ -45,16 +44,16 @@ def plain(params: list[torch.Tensor]) -> list[torch.Tensor]:
     return found
 
 
-def contenders() -> list[Contender]:
-    """Returns both optimizers, on DTensors and on plain tensors."""
-    made = {
-        OURS: lambda params: GrokAdamW(params, alpha=ALPHA, lamb=LAMB).step,
-        FUSED: lambda params: fused_adamw(params).step,
-    }
-    found = []
-    for name, step_of in made.items():
-        found.append(Contender(name + SHARDED, step_of(sharded_parameters()), 0))
-        found.append(Contender(name, step_of(plain(sharded_parameters())), 0))
+def steps() -> dict[str, Step]:
+    """Returns the steps of both optimizers, on DTensors and on plain tensors."""
+    found: dict[str, Step] = {}
+    for name in (OURS, FUSED):
+        make = IMPLEMENTATIONS[name].make
+        found[name + SHARDED] = make(sharded_parameters())
+        found[name] = make(plain(sharded_parameters()))
+    for step in found.values():
+        step()
+        step()
     return found
 
 
@@ -65,9 +64,14 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    times = interleaved(contenders(), rounds, block=5)
+    made = steps()
+    # As many rounds in each process: they step together.
+    turns = Turns(0.0, least=rounds)
+    taken = in_turns(list(made.values()), turns, lambda step: timed(step, 5))
+    times = dict(zip(made, taken, strict=True))
     if dist.get_rank() == 0:
-        print({**machine("bench.step_sharded"), "processes": dist.get_world_size()})
+        command = f"python -m bench.step_sharded --rounds {rounds}"
+        print({**machine(command), "processes": dist.get_world_size()})
         base = times[FUSED + SHARDED]
         for name, values in times.items():
             median, low, high = spread(values)

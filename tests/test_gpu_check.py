@@ -6,39 +6,36 @@ import sys
 import pytest
 import torch
 
-from bench import gpu_check, step_cuda
-from bench.cases import CUDA_CASES
+from bench import aims, gpu_check, step_cuda
 from bench.gpu_check import Stage
-from bench.measure import timed
+from bench.step_cuda import CUDA_CASES, IMPLEMENTATIONS, QUICK
 
 
 @pytest.fixture
 def rows_of_the_cpu(monkeypatch) -> None:
-    """Lets the GPU's bench run on the CPU: the same contenders, cases of the same names, other clocks."""
+    """Lets the GPU's bench run on the CPU: the same implementations, cases of the same names."""
     small = {name: [(9,), (3, 2)] for name in CUDA_CASES}
-    for name, value in {
-        "DEVICE": "cpu",
-        "CUDA_CASES": small,
-        "gpu_timed": timed,
-        "host_timed": timed,
-    }.items():
-        monkeypatch.setattr(step_cuda, name, value)
-    monkeypatch.setattr(step_cuda, "launches", lambda entry: 1)
-    monkeypatch.setattr(step_cuda, "gpu", lambda: {"gpu": "none"})
+    monkeypatch.setattr(step_cuda, "DEVICE", "cpu")
+    monkeypatch.setattr(step_cuda, "CUDA_CASES", small)
     monkeypatch.setattr(step_cuda.fma, "cost", lambda: {"why_not": "no GPU"})
+    for module in (step_cuda, gpu_check):
+        monkeypatch.setattr(module, "machine", lambda command, device: {"command": command, "gpu": "none"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
 
 @pytest.mark.usefixtures("rows_of_the_cpu")
-def test_every_case_dtype_and_contender_is_a_row(tmp_path, monkeypatch) -> None:
+def test_every_case_dtype_and_implementation_is_a_row(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["step_cuda", "--quick", "--json", str(tmp_path / "run.json")])
     assert step_cuda.main() == 0
     record = json.loads((tmp_path / "run.json").read_text())
-    seen = {(row["dtype"], row["case"], row["contender"]) for row in record["rows"]}
-    assert len(seen) == len(record["rows"]) == 2 * len(CUDA_CASES) * 7
-    assert len(record["promises"]) == 2 + 2 + 2 * 3 + 2
-    bytes_of_ours = {row["dtype"]: row["bytes_per_element"] for row in record["rows"][::7]}
-    assert bytes_of_ours == {"float32": 36, "bfloat16": 30}
+    seen = {(row["dtype"], row["case"], row["implementation"]) for row in record["rows"]}
+    assert len(seen) == len(record["rows"]) == 2 * len(CUDA_CASES) * len(IMPLEMENTATIONS)
+    assert len(record["aims"]) == 2 + 2 + 2 * 3 + 2
+    ours = [row for row in record["rows"] if row["implementation"] == "GrokAdamW"]
+    assert {row["dtype"]: row["bytes_per_element"] for row in ours} == {"float32": 36, "bfloat16": 30}
+    # Triton has no CPU, and its row says so; nobody else is left out.
+    refused = {row["implementation"] for row in record["rows"] if "why_not" in row}
+    assert refused == {"GrokAdamW, backend=triton"}
 
 
 @pytest.mark.usefixtures("rows_of_the_cpu")
@@ -46,9 +43,10 @@ def test_everything_is_written_and_a_failure_is_told(tmp_path, monkeypatch, caps
     def breaks() -> Stage:
         raise RuntimeError("out of luck")
 
-    found = step_cuda.measure("demo", [(9,)], torch.float32, quick=True)
+    found = step_cuda.measured(QUICK)
+    kept = [aim.record() for aim in aims.of_set("gpu", found)]
     stages = [
-        lambda: Stage("step bench", "passed", found={"rows": found, "promises": [], "fma": {}}),
+        lambda: Stage("step bench", "passed", found={"rows": found, "aims": kept, "fma": {}}),
         lambda: Stage("compute-sanitizer memcheck", "could not run", "it is not installed"),
         breaks,
     ]
@@ -60,7 +58,8 @@ def test_everything_is_written_and_a_failure_is_told(tmp_path, monkeypatch, caps
     assert verdicts["breaks"] == ("failed", "RuntimeError: out of luck")
     page = (tmp_path / "results" / "gpu_check.md").read_text()
     assert "| compute-sanitizer memcheck | could not run | 0 | it is not installed |" in page
-    assert page.count("| float32 | demo |") == 7
+    assert page.count("| demo |") == len(IMPLEMENTATIONS)
+    assert page.count("aim >= ") + page.count("aim <= ") == len(kept)
     assert "could not run  compute-sanitizer memcheck  it is not installed" in capsys.readouterr().out
 
 

@@ -1,13 +1,12 @@
 """The README is true: its snippets run, its commands exist, its figures are those recorded."""
 
-import json
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from bench.report import RECORDS, written_into
+from bench.report import DOCUMENTS, SECTION, written_into
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -42,7 +41,8 @@ def test_rooms_of_the_matrix_exist() -> None:
         assert (ROOT / "tests" / name).exists(), name
 
 
-@pytest.mark.parametrize("document", RECORDS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_measured_figures_are_those_recorded(document) -> None:
     text = document.read_text()
-    assert written_into(text, json.loads(RECORDS[document].read_text())) == text
+    assert SECTION.search(text)
+    assert written_into(text) == text

@@ -7,8 +7,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from bench.cases import bytes_per_element
 from grokfused.lab import reproduce, rounding_report
+from grokfused.lab.bench.traffic import traffic
 from grokfused.lab.rounding import QUICK, ROWS, Run, text_of
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -46,8 +46,8 @@ def test_the_bytes_of_the_table_are_those_of_the_tensors(row) -> None:
         tensors += [tensor for name, tensor in state.items() if name != "step"]
     count = sum(param.numel() for param in run.stored)
     assert sum(tensor.nbytes for tensor in tensors) == row.held_bytes * count
-    kahan = row.param_rounding == "kahan"
-    assert row.moved_bytes == bytes_per_element(row.param_dtype, row.state_dtype, 2, kahan)
+    options = {"grad_filter": "none", "state_dtype": row.state_dtype, "param_rounding": row.param_rounding}
+    assert row.moved_bytes == traffic(options, row.param_dtype).total
 
 
 def test_rows_of_a_seed_begin_alike() -> None:

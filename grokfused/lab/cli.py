@@ -16,6 +16,7 @@ from rich.table import Table
 import grokfused
 from grokfused import backends
 from grokfused.lab import agreement, report, reproduce
+from grokfused.lab.bench.command import bench
 from grokfused.lab.run_folder import RunFolder, RunFolderError
 from grokfused.lab.terminal import console, interruptible, refuse, say
 from grokfused.lab.training import WEIGHT_DECAY, Config, Experiment, OptionChanged
@@ -27,6 +28,7 @@ app = typer.Typer(
     help="Grokfast's slow-gradient amplification and AdamW in one pass: demonstration and checks.",
 )
 app.add_typer(reproduce.app, name="reproduce")
+app.command()(bench)
 OptimizerName = Literal["grokadam", "grokadamw", "adam", "adamw"]
 BackendName = Literal["auto", "native", "triton", "reference"]
 CHECKPOINT_EVERY = 5  # evaluations

@@ -1,0 +1,150 @@
+"""The command ``grokfused bench``."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from grokfused.lab.bench import plots, show
+from grokfused.lab.bench.cases import CASES
+from grokfused.lab.bench.implementations import COPY, Place
+from grokfused.lab.bench.peers import ALL
+from grokfused.lab.bench.probes import machine
+from grokfused.lab.bench.rows import Row, measure
+from grokfused.lab.bench.sets import SETS, BenchSet
+from grokfused.lab.bench.timing import CLOCKS, Turns
+from grokfused.lab.terminal import console, refuse, say
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Who needs more seconds for one step, and more than this share of a case's, takes no turns.
+SLOWEST, SLOWEST_SHARE = 1.0, 0.1
+
+
+def _checked(what: str, given: list[str], known: Any) -> None:
+    """Exits where a name is not among those there are."""
+    for name in given:
+        if name not in known:
+            raise refuse(f"there is no {what} {name!r}; there are: {', '.join(known)}")
+
+
+def chosen(names: list[str], cases: list[str], only: list[str]) -> dict[str, BenchSet]:
+    """Returns the sets with those names, restricted to these cases and implementations.
+
+    Args:
+        names: Of sets.
+        cases: Names of cases, those of ``CASES`` or of the sets. All of a set, if none is named.
+        only: Texts; an implementation whose name holds one is measured, of all there are. The sets' own, if
+            none is given.
+    """
+    _checked("set", names, SETS)
+    known = {**CASES, **{case: shapes for name in names for case, shapes in SETS[name].cases.items()}}
+    _checked("case", cases, known)
+    for text in only:
+        if not any(text in name for name in ALL):
+            raise refuse(f"no implementation's name holds {text!r}; there are: {'; '.join(ALL)}")
+    return {
+        name: BenchSet(
+            SETS[name].question,
+            {case: known[case] for case in cases} or SETS[name].cases,
+            [each for each in ALL if each == COPY or any(text in each for text in only)]
+            if only
+            else SETS[name].implementations,
+        )
+        for name in names
+    }
+
+
+def run(sets: dict[str, BenchSet], places: list[Place], turns: Turns) -> Iterator[list[Row]]:
+    """Measures, shows each case as soon as it is done, and yields its rows."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[doing]}", markup=False),
+    )
+    cases = [
+        (name, case, shapes, place, [ALL[each] for each in bench.implementations])
+        for name, bench in sets.items()
+        for place in places
+        for case, shapes in bench.cases.items()
+    ]
+    total = sum(len(who) + 1 for *_, who in cases)
+    with (
+        warnings.catch_warnings(),
+        Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress,
+    ):
+        warnings.filterwarnings("ignore", module="(?!grokfused)")  # the peers' own
+        task = progress.add_task("bench", total=total, doing="")
+        for name, case, shapes, place, who in cases:
+
+            def note(doing: str, case: str = case) -> None:
+                progress.update(task, advance=1, description=case, doing=doing)
+
+            found = measure(case, shapes, who, place, turns, note)
+            for title, own in show.groups(found):
+                show.print_table(console, title, own)
+            yield [{"set": name, **row} for row in found]
+
+
+def _said(names: list[str], **options: list[Any] | None) -> str:
+    """Returns the command that measures the same; where it writes is nobody's business."""
+    words = ["grokfused", "bench", *names]
+    words += [
+        word for name, values in options.items() for v in values or [] for word in (f"--{name}", str(v))
+    ]
+    return shlex.join(words)
+
+
+def bench(
+    names: Annotated[
+        list[str] | None, typer.Argument(help=f"Sets: {', '.join(SETS)}.", metavar="[SET]...")
+    ] = None,
+    case: Annotated[list[str] | None, typer.Option(help="Only this case; may be repeated.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Those whose name holds this text instead of the set's; repeatable."),
+    ] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="Of the parameters; may be repeated.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    seconds: Annotated[float, typer.Option(min=0.0, help="Of turns, for each case.")] = 10.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Writes every row there.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Writes the table there.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Writes rooflines and curves there, as PNG.")] = None,
+) -> None:
+    """Measures optimizer steps side by side: time, bandwidth, launches and memory, on this machine."""
+    names, dtypes = names or ["steps"], dtype or ["float32"]
+    _checked("device", [device], CLOCKS)
+    _checked("dtype", dtypes, DTYPES)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise refuse("--device cuda: torch finds no NVIDIA GPU here")
+    sets = chosen(names, case or [], only or [])
+    for path in (json_file, markdown, plot):
+        if path and not os.access(path.absolute().parent, os.W_OK):
+            raise refuse(
+                f"{path} cannot be written: {path.absolute().parent} is no folder that can be written"
+            )
+    turns = Turns(seconds, slowest=max(SLOWEST, SLOWEST_SHARE * seconds))
+    where = machine(
+        _said(names, case=case, only=only, dtype=dtypes, device=[device], seconds=[seconds]), device
+    )
+    rows: list[Row] = []
+    for found in run(sets, [Place(device, DTYPES[each]) for each in dtypes], turns):
+        rows += found
+        if json_file:  # after each case: what was measured is not lost when a later one is interrupted
+            json_file.write_text(json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
+    console.print(show.LEGEND, highlight=False, markup=False)
+    if markdown:
+        markdown.write_text(f"{show.where(where)}\n{show.LEGEND}\n\n{show.markdown(rows)}")
+    if plot:
+        plots.draw(rows, plot)
+    for path in filter(None, (json_file, markdown, plot)):
+        say(f"written: {path}")
