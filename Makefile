@@ -11,7 +11,7 @@ TO_RUN := torch numpy pybind11 ninja setuptools wheel typer rich matplotlib
 # The ninja and the Python of the environment, not those of the system.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test lint format bench bench-cpu gpu-check clean
+.PHONY: demo test lint format bench bench-cpu bench-guard gpu-check clean
 
 demo: $(BUILT)
 	$(BIN)/grokfused grok --overwrite
@@ -40,6 +40,12 @@ bench: $(BUILT) $(VENV)/.tools
 bench-cpu: $(BUILT)
 	$(BIN)/grokfused bench steps masks clipping --seconds 15 --json bench/results/cpu.json
 	$(BIN)/python -m bench.report
+
+# Whether NEW got slower than BASE: make bench-guard BASE=v0.1 NEW=HEAD
+BASE ?= HEAD~1
+NEW ?= HEAD
+bench-guard: $(BUILT)
+	$(BIN)/python -m bench.guard --base $(BASE) --new $(NEW)
 
 # With the Python that has a torch for CUDA: make gpu-check PYTHON=... OUT=...
 gpu-check:

@@ -1,26 +1,27 @@
-"""Turns recorded runs into the tables of the documents: ``python -m bench.report`` writes them there.
+"""Makes tables of recorded runs and of the memory model: ``python -m bench.report`` writes the documents.
 
-A document says which by a pair of comments, ``<!-- measured: RUN SET -->`` and ``<!-- /measured -->``: what
-stands between them is the set ``SET`` of ``bench/results/RUN.json``.
+A document says which by a pair of comments, ``<!-- KIND: WHICH -->`` and ``<!-- /KIND -->``. Between them
+stand, for ``measured: RUN SET``, the set ``SET`` of ``bench/results/RUN.json``; for ``checked: RUN SET CASE``
+the model beside a case of it; for ``computed: NAME`` a table of ``bench.model``.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from bench import aims
+from bench import aims, model
 from grokfused.lab.bench import plots, show
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
-DOCUMENTS = (ROOT / "README.md", ROOT / "bench" / "RESULTS.md")
-SECTION = re.compile(r"(<!-- measured: (\w+) (\w+) -->\n).*?(<!-- /measured -->)", re.DOTALL)
+DOCUMENTS = (ROOT / "README.md", ROOT / "bench" / "RESULTS.md", ROOT / "docs" / "performance.md")
+SECTION = re.compile(r"(<!-- (measured|checked|computed): (.*?) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
 
 def recorded(run: str) -> dict[str, Any]:
@@ -47,9 +48,22 @@ def section(record: dict[str, Any], name: str) -> str:
     return "\n".join(parts)
 
 
+def check(record: dict[str, Any], name: str, case: str) -> str:
+    """Returns the memory model beside what a case of a recorded run took."""
+    rows = [row for row in record["rows"] if (row["set"], row["case"]) == (name, case)]
+    return f"{show.where(record['machine'])}\n\n{model.check_table(rows)}"
+
+
+KINDS: dict[str, Callable[..., str]] = {
+    "measured": lambda run, name: section(recorded(run), name),
+    "checked": lambda run, name, case: check(recorded(run), name, case),
+    "computed": lambda name: model.TABLES[name](),
+}
+
+
 def written_into(document: str) -> str:
-    """Returns a document with its measured parts replaced."""
-    return SECTION.sub(lambda m: m[1] + section(recorded(m[2]), m[3]) + m[4], document)
+    """Returns a document with its tables replaced."""
+    return SECTION.sub(lambda m: m[1] + KINDS[m[2]](*m[3].split()) + m[4], document)
 
 
 def main() -> None:
