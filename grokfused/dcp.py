@@ -5,7 +5,7 @@ Import it by its name: with it comes torch.distributed.checkpoint, which takes l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 
 class LoadPlanner(DefaultLoadPlanner):
-    """Loads the masks that a checkpoint holds, whichever the optimizer has had before.
+    """Loads the masks and Kahan's rests that a checkpoint holds, whichever the optimizer has had before.
 
     ::
 
@@ -25,7 +25,7 @@ class LoadPlanner(DefaultLoadPlanner):
             model, optimizer, model_state_dict=found["model"], optim_state_dict=found["optimizer"]
         )
 
-    Masks get a place beside the moments, spread over the processes as those are, and those that the
+    They get a place beside the moments, spread over the processes as those are, and those that the
     checkpoint lacks lose theirs. For the moments ``get_state_dict`` makes the places, in an optimizer that
     has no state yet: set masks of your own after loading. Takes the arguments of torch's
     ``DefaultLoadPlanner``.
@@ -53,11 +53,13 @@ def _adam_states(found: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from _adam_states(value, f"{path}{number}.")
 
 
-def _fit(state: dict[str, Any], path: str, saved: Container[str]) -> None:
+def _fit(state: dict[str, Any], path: str, saved: Mapping[str, Any]) -> None:
+    rest = saved.get(path + "kahan_comp")
     places: dict[str, Callable[[], object]] = {
         "mask": lambda: torch.zeros_like(state["exp_avg"], dtype=torch.bool),
         "mask_mode": str,
         "grad_ema_start": float,
+        "kahan_comp": lambda: torch.zeros_like(state["exp_avg"], dtype=rest.properties.dtype),  # type: ignore[union-attr]
     }
     for key, place in places.items():
         if path + key not in saved:

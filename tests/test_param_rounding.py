@@ -278,6 +278,39 @@ def test_a_state_dict_without_the_rest_starts_it_at_zero() -> None:
     assert torchs.state[torchs.param_groups[0]["params"][0]]["kahan_comp"].count_nonzero() > 0
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.distributed:UserWarning")
+@pytest.mark.parametrize(("saved", "before"), [("kahan", "nearest"), ("nearest", "kahan")])
+def test_a_distributed_checkpoint_brings_the_rest_it_holds_and_no_other(saved, before, tmp_path) -> None:
+    import torch.distributed.checkpoint as checkpoint
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    from grokfused.dcp import LoadPlanner
+
+    models = [torch.nn.Linear(5, 3).to(torch.bfloat16) for _ in range(2)]
+    roundings = (saved, before)
+    whole, resumed = (
+        GrokAdamW(model.parameters(), **OPTIONS, param_rounding=rounding)
+        for model, rounding in zip(models, roundings, strict=True)
+    )
+    train(whole, 3)
+    train(resumed, 2, seed=7)
+    resumed.zero_grad()
+    whole.zero_grad()
+    for model, optimizer, planner in (models[0], whole, None), (models[1], resumed, LoadPlanner()):
+        weights, states = get_state_dict(model, optimizer)
+        found = {"model": weights, "optimizer": states}
+        if planner is None:
+            checkpoint.save(found, checkpoint_id=tmp_path)
+        else:
+            checkpoint.load(found, checkpoint_id=tmp_path, planner=planner)
+            set_state_dict(
+                model, optimizer, model_state_dict=found["model"], optim_state_dict=found["optimizer"]
+            )
+    for optimizer in whole, resumed:
+        train(optimizer, 2, seed=9)
+    assert_same(whole, resumed)
+
+
 def test_an_optimizer_pickled_before_there_was_a_choice_rounds_to_nearest() -> None:
     optimizer = GrokAdamW([new_param(40)], **OPTIONS)
     state = optimizer.__getstate__()
