@@ -13,7 +13,7 @@ from grokfused import backends
 from grokfused.device_scalars import DeviceScalars
 from grokfused.grad_filter import FILTERS, first_ema_step, note_start
 from grokfused.grad_scale import GradScale
-from grokfused.mask import MODES, check_packed, fitting
+from grokfused.mask import MODES, PrunedStates, check_packed, fitting
 from grokfused.scalars import scalar_table, step_scalars
 from grokfused.sharding import is_sharded, local, shards, unlike
 from grokfused.storage import (
@@ -89,11 +89,16 @@ def wrong_step(step: object) -> str | None:
     """Says what is wrong with a step count that someone else wrote, or returns None."""
     try:
         count = float(step)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         return f"must be a number of steps, got {step!r}"
-    if not (count >= 0 and count.is_integer()):  # NaN would make every parameter NaN
-        return f"must be a whole number of steps >= 0, got {count}"
+    if not is_count(count):
+        return f"must be a whole number of steps in [0, 2**24], got {count}"
     return None
+
+
+def is_count(step: float) -> bool:
+    """True for what a float32 counter can have counted; NaN would make every parameter NaN."""
+    return 0 <= step <= 2**24 and step % 1 == 0
 
 
 def check_state(param: Tensor, state: Mapping[str, Any], name: str) -> None:
@@ -111,7 +116,7 @@ def check_state(param: Tensor, state: Mapping[str, Any], name: str) -> None:
         value = state[key]
         if not isinstance(value, Tensor):
             raise RuntimeError(f"the state {key!r} of {name} must be a tensor, got {type(value).__name__}")
-        for what in ("shape", "device"):
+        for what in ("shape", "device", "layout"):
             own, other = getattr(param, what), getattr(value, what)
             if own != other:
                 raise RuntimeError(f"the state {key!r} of {name} must have {what} {own}, got {other}")
@@ -197,6 +202,7 @@ class Bucket:
     def _collect_masks(self) -> None:
         """Lists the packed masks for the op: none, or one per parameter, of no words where it has none."""
         packed = [state.get("mask") for state in self.states]
+        self.pruned = PrunedStates(packed)
         self.masks: list[Tensor] = []
         self.keywords["mask_modes"] = []
         if any(packed):
@@ -214,7 +220,7 @@ class Bucket:
             return self.device_scalars.table(self.steps)
         steps = self.steps.tolist()
         distances = [step - steps[0] for step in steps]
-        if distances != self.distances or not steps[0] >= 0:
+        if distances != self.distances or not is_count(steps[0]):
             # The first time, or someone has written a step counter.
             for state in self.states:
                 wrong = wrong_step(state["step"])
@@ -249,7 +255,10 @@ class Bucket:
     def step_(self, arrays: list[list[Tensor]], scalars: Tensor, scale: GradScale) -> None:
         """Updates the bucket in place."""
         there = {name: number.to(self.device, torch.float32).reshape(()) for name, number in scale.items()}
+        states = arrays[2:-1]
+        self.pruned.clear(states)
         self.adamw_step_(*arrays, self.steps, scalars, self.rows, **self.keywords, **there)
+        self.pruned.remember(states)
         if self.sharded:  # the backend did this for the shards; autograd looks at the DTensors
             torch.autograd.graph.increment_version(self.owned)
 

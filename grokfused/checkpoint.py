@@ -5,7 +5,7 @@ another model is refused.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from grokfused.buckets import STATE_ARRAYS, check_state, wrong_step
 from grokfused.mask import check_mask, check_mode, pack, unpack, zero_left_out
+from grokfused.options import check_options
 from grokfused.plan import param_names
 from grokfused.sharding import unlike
 from grokfused.storage import ROUNDED_DTYPES, STATE_DTYPES, state_dtype_name, state_like
@@ -26,8 +27,9 @@ NO_PLACE = (
 MASK = {"mask", "mask_mode"}  # of a saved state
 MASKS = "masks"  # of a saved group: how many of its parameters have one
 # The options of torch.optim.Adam and AdamW that are ours too; `decoupled_weight_decay` tells the two apart.
+ADAM_OPTIONS = ("lr", "betas", "eps", "weight_decay", "amsgrad")
 TORCH_OPTIONS = (
-    *("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize"),
+    *(*ADAM_OPTIONS, "maximize"),
     *("foreach", "fused", "capturable", "differentiable"),
 )
 
@@ -57,20 +59,38 @@ def _masks_of(saved_group: Mapping[str, Any], states: Mapping[Any, Mapping[str, 
     return sum("mask" in states.get(key, ()) for key in saved_group["params"])
 
 
+def _check_parts(state_dict: object) -> None:
+    parts = {"state": Mapping, "param_groups": Sequence}
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(f"a state dict must be a dict, got {type(state_dict).__name__}")
+    for part, kind in parts.items():
+        if not isinstance(state_dict.get(part), kind):
+            found = type(state_dict[part]).__name__ if part in state_dict else "none"
+            raise ValueError(f"a state dict must have a {kind.__name__.lower()} {part!r}, got {found}")
+
+
+def _check_group(saved_group: Mapping[str, Any], defaults: Mapping[str, Any], name: str) -> None:
+    lost = [option for option in ADAM_OPTIONS if option not in saved_group]
+    if lost:
+        raise ValueError(f"{name} lacks {lost}: it is not a group of an Adam or AdamW")
+    check_options({**defaults, **saved_group})
+
+
 def saved_states(
-    groups: list[dict[str, Any]], state_dict: Mapping[str, Any], default_state_dtype: str
+    groups: list[dict[str, Any]], state_dict: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> list[tuple[Tensor, torch.dtype, Mapping[str, Any]]]:
     """Pairs each parameter with its saved state and the dtype its states shall have.
 
     Args:
         groups: The optimizer's parameter groups.
         state_dict: What ``load_state_dict`` was given.
-        default_state_dtype: For a saved group that names none (torch.optim's).
+        defaults: The options of a saved group that names only some (torch.optim's).
 
     Raises:
-        ValueError: The state dict does not fit: other groups, other shapes, missing states, or states
-            that would lose bits in the dtype they would get. Nothing was changed.
+        ValueError, TypeError: The state dict does not fit: other groups, options out of range, other shapes,
+            missing states, or states that would lose bits in the dtype they would get. Nothing was changed.
     """
+    _check_parts(state_dict)
     saved_groups = state_dict["param_groups"]
     sizes = [len(group["params"]) for group in groups]
     saved_sizes = [len(group["params"]) for group in saved_groups]
@@ -80,8 +100,9 @@ def saved_states(
             f"optimizer's group: it has groups of {saved_sizes} parameters, this optimizer {sizes}"
         )
     found = []
-    for group, saved_group in zip(groups, saved_groups, strict=True):
-        dtype = STATE_DTYPES[state_dtype_name(saved_group.get("state_dtype", default_state_dtype))]
+    for number, (group, saved_group) in enumerate(zip(groups, saved_groups, strict=True)):
+        _check_group(saved_group, defaults, f"param_groups[{number}]")
+        dtype = STATE_DTYPES[state_dtype_name(saved_group.get("state_dtype", defaults["state_dtype"]))]
         for param, key in zip(group["params"], saved_group["params"], strict=True):
             state = state_dict["state"].get(key, {})
             if state:
@@ -90,6 +111,10 @@ def saved_states(
         count, wanted = _masks_of(saved_group, state_dict["state"]), saved_group.get(MASKS)
         if wanted is not None and count != wanted:
             raise ValueError(f"a group was saved with {wanted} masks, of which {count} came: {NO_PLACE}")
+    named = {key for saved_group in saved_groups for key in saved_group["params"]}
+    nobodys = [key for key, state in state_dict["state"].items() if state and key not in named]
+    if nobodys:
+        raise ValueError(f"the states {nobodys} belong to no parameter of the state dict's groups")
     return found
 
 
@@ -106,9 +131,9 @@ def _check_state(param: Tensor, state: object, dtype: torch.dtype, name: str) ->
     if missing:
         why = NO_PLACE if set(state) >= MASK else "it is not the state of an Adam or AdamW"
         raise ValueError(f"{name} lacks {sorted(missing)}: {why}")
-    wrong = wrong_step(state.get("step", 0))
-    if wrong:
-        raise ValueError(f"{name}['step'] {wrong}")
+    for key in ("step", "grad_ema_start"):
+        if wrong := wrong_step(state.get(key, 0)):
+            raise ValueError(f"{name}[{key!r}] {wrong}")
     for key in STATE_ARRAYS:
         if key in state:
             _check_array(param, state[key], None if key == "kahan_comp" else dtype, f"{name}[{key!r}]")
@@ -117,6 +142,8 @@ def _check_state(param: Tensor, state: object, dtype: torch.dtype, name: str) ->
 def _check_array(param: Tensor, value: object, dtype: torch.dtype | None, name: str) -> None:
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a tensor of its parameter's shape, got {type(value).__name__}")
+    if value.layout is not torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got layout {value.layout}")
     if value.shape != param.shape:
         raise ValueError(
             f"{name} has shape {list(value.shape)}, its parameter {list(param.shape)}: "
@@ -136,6 +163,7 @@ def _check_array(param: Tensor, value: object, dtype: torch.dtype | None, name: 
         )
 
 
+@torch.no_grad()
 def owned_state(param: Tensor, dtype: torch.dtype, saved: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a state of its own memory, like the parameter's: torch's loader would cast and share."""
     state = dict(saved)
@@ -174,15 +202,17 @@ def loading(optimizer: Any, state_dict: Mapping[str, Any]) -> Iterator[None]:
 
     By hooks, so that those of others see what they would see with torch's own optimizers.
     """
-    saved: list[Any] = []
+    _check_parts(state_dict)
+    owned: dict[Tensor, dict[str, Any]] = {}
 
     def check(_: object, final: Mapping[str, Any] | None = None) -> None:
-        default = optimizer.defaults["state_dtype"]
-        saved.extend(saved_states(optimizer.param_groups, final or state_dict, default))
+        for param, dtype, state in saved_states(
+            optimizer.param_groups, final or state_dict, optimizer.defaults
+        ):
+            owned[param] = owned_state(param, dtype, state)  # now: whatever fails changes nothing
 
     def restore(_: object) -> None:
-        for param, dtype, state in saved:
-            optimizer.state[param] = owned_state(param, dtype, state)
+        optimizer.state.update(owned)
         for group in optimizer.param_groups:
             group.pop(MASKS, None)
 

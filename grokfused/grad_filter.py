@@ -17,7 +17,7 @@ def note_start(state: dict[str, Any]) -> None:
     it was created at step 0. Counting from the note, and not from a "seen" flag, keeps a step that an
     overflow cancels from being taken for the first one.
     """
-    step = state["step"].item()
+    step = float(state["step"])
     if step:
         state["grad_ema_start"] = step
 

@@ -25,7 +25,9 @@ def given_scale(optimizer: object) -> GradScale:
     """Returns what torch.amp.GradScaler has set for this step, checked."""
     given = {name: getattr(optimizer, name, None) for name in ("grad_scale", "found_inf")}
     for name, number in given.items():
-        if number is not None and not (isinstance(number, Tensor) and number.numel() == 1):
+        if number is not None and not (
+            isinstance(number, Tensor) and number.numel() == 1 and not number.is_complex()
+        ):
             raise TypeError(
                 f"{name} must be a tensor of one number, as torch.amp.GradScaler sets it, got {number!r}"
             )
@@ -39,7 +41,7 @@ def check_max_norm(limit: object) -> None:
         return
     if isinstance(limit, bool) or not isinstance(limit, numbers.Real):
         raise TypeError(f"{text}, got {limit!r} of type {type(limit).__name__}")
-    if not 0 < float(limit) <= FLOAT32_MAX:
+    if not 0 < limit <= FLOAT32_MAX:  # type: ignore[operator]  # float() of a large integer would overflow
         raise ValueError(f"{text}, got {limit!r}")
 
 

@@ -6,7 +6,7 @@ elements to a word, as csrc/step/mask.h reads it: 0.125 bytes per element.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -102,7 +102,7 @@ def check_packed(packed: PackedMask, param: Tensor, name: str) -> None:
 
 def check_mode(mode: object) -> None:
     """Raises ValueError for a mode that there is not."""
-    if mode not in MODES:
+    if not (isinstance(mode, str) and mode in MODES):
         raise ValueError(f"the mode of a mask must be one of {MODES}, got {mode!r}")
 
 
@@ -111,6 +111,38 @@ def zero_left_out(mask: Tensor, arrays: Iterable[Tensor]) -> None:
     """Sets to 0, by selection, what a mask leaves out of a parameter and its states."""
     for array in arrays:
         local(array).masked_fill_(~local(mask), 0)
+
+
+class PrunedStates:
+    """Keeps at 0 what masks in mode "zero" leave out of a bucket's states, whoever else writes those.
+
+    A kernel looks only at the parameters there: the states are 0 since the mask was set. Their version
+    counters tell whether another operation has written one in between.
+
+    Args:
+        packed: The mask of each parameter, or None.
+    """
+
+    def __init__(self, packed: Iterable[PackedMask | None]) -> None:
+        self.masks = [(place, mask) for place, mask in enumerate(packed) if mask and mask.mode == "zero"]
+        self.seen: list[int] = []
+
+    def _look(self, arrays: Sequence[Sequence[Tensor]]) -> list[int]:
+        tensors = [tensor for array in arrays for tensor in array]
+        # A tensor made in inference mode counts no versions: it is taken for one that was not written.
+        counted = (0 if tensor.is_inference() else tensor._version for tensor in tensors)
+        return [*map(id, tensors), *counted]
+
+    def clear(self, arrays: Sequence[Sequence[Tensor]]) -> None:
+        """Clears the states before a step, if someone has written any since ``remember``."""
+        if self.masks and self._look(arrays) != self.seen:
+            for place, mask in self.masks:
+                zero_left_out(_unpacked(mask), [array[place] for array in arrays if array])
+
+    def remember(self, arrays: Sequence[Sequence[Tensor]]) -> None:
+        """Notes how a step has left the states."""
+        if self.masks:
+            self.seen = self._look(arrays)
 
 
 def from_prune(module: nn.Module) -> dict[str, Tensor]:

@@ -53,6 +53,8 @@ class Masking:
             param, name = self._owned(key)
             check_has_values(param, name)
             check_mask(mask, param, name)
+            if param in found:
+                raise ValueError(f"{name} is given two masks, by its name and by itself: give one")
             others = {key: value for key, value in self.state.get(param, {}).items() if key != "mask"}
             check_state(param, others, name)
             found[param] = mask

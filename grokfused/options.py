@@ -33,7 +33,7 @@ def check_options(options: dict[str, Any]) -> None:
     """Raises ValueError or TypeError naming the first option that is out of its range."""
     checked_hyperparameters(options)
     for name, allowed in CHOICES.items():
-        if options[name] not in allowed:
+        if not (isinstance(options[name], str) and options[name] in allowed):
             raise ValueError(f"{name} must be one of {allowed}, got {options[name]!r}")
     for name in FLAGS:
         check_flag(name, options[name])

@@ -38,14 +38,25 @@ def _options(groups: Groups) -> list[tuple[Any, ...]]:
     ]
 
 
+def _names(group: Mapping[str, Any]) -> Sequence[object]:
+    names = group.get("param_names", ())
+    count = len(group["params"])
+    return names if len(names) == count else range(count)
+
+
+def _equal(new: object, old: object) -> bool:
+    try:
+        return bool(new == old)
+    except (RuntimeError, ValueError):  # of tensors or arrays, exchanged for others
+        return False
+
+
 def param_names(groups: Groups) -> dict[Tensor, str]:
     """Returns how messages call each parameter."""
     return {
         param: f"parameter {name!r} of group {number} (shape {list(param.shape)})"
         for number, group in enumerate(groups)
-        for name, param in zip(
-            group.get("param_names", range(len(group["params"]))), group["params"], strict=True
-        )
+        for name, param in zip(_names(group), group["params"], strict=True)
     }
 
 
@@ -101,7 +112,7 @@ class Plan:
         self.groups, self.stepped, self.scaled = list(groups), stepped, scaled
         self.specs = [spec_of(param) for param in stepped]
         self.sharded = any(spec is not None for spec in self.specs)
-        members = [(param, states[param], owners[param]) for param in stepped]
+        members = [(param, states.setdefault(param, {}), owners[param]) for param in stepped]
         for member in members:
             prepare_state(*member)
         self.buckets: list[Bucket] = into_buckets(members, decay, scaled)
@@ -119,7 +130,7 @@ class Plan:
             and _same(stepped, self.stepped)
             and _same(list(states.values()), self.states)
             and _same(groups, self.groups)
-            and _options(groups) == self.options
+            and _equal(_options(groups), self.options)
             and all(bucket.owns_steps() for bucket in self.buckets)
         )
 

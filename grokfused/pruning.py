@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -204,6 +205,8 @@ class Ticket:
         dense = [self.initial_state[name].double() for name in self.masks]
         sparse = [weight * mask for weight, mask in zip(dense, self.masks.values(), strict=True)]
         total, kept = (sum(float(w.norm(p)) for w in weights) for weights in (dense, sparse))
+        if total == 0:
+            raise ValueError("the dense network's prunable weights are all 0: no scale gives them a norm")
         return kept / total
 
     def rewind_dense(self, model: nn.Module, p: int) -> None:
@@ -232,10 +235,15 @@ class Ticket:
         Raises:
             ValueError: The file holds something else.
         """
-        found = torch.load(path, weights_only=True, map_location=device)
-        if not isinstance(found, dict) or set(found) != {"masks", "initial_state"}:
+        try:
+            found = torch.load(path, weights_only=True, map_location=device)
+            parts = [found.pop("masks"), found.pop("initial_state")]
+            whole = not found and all(isinstance(t, Tensor) for part in parts for t in part.values())
+        except (pickle.UnpicklingError, EOFError, RuntimeError, AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{os.fspath(path)} holds no ticket: {error}") from error
+        if not whole or any(mask.dtype is not torch.bool for mask in parts[0].values()):
             raise ValueError(f"{os.fspath(path)} holds no ticket")
-        return cls(**found)
+        return cls(*parts)
 
 
 def find_ticket(
@@ -261,4 +269,8 @@ def find_ticket(
     missing = sorted(set(masks) - set(initial_state))
     if missing:
         raise ValueError(f"initial_state lacks {missing}: it is not of this model")
+    for name, mask in masks.items():
+        if initial_state[name].shape != mask.shape:
+            given, own = list(initial_state[name].shape), list(mask.shape)
+            raise ValueError(f"initial_state[{name!r}] has shape {given}, the model's {own}")
     return Ticket(masks, {name: tensor.detach().clone() for name, tensor in initial_state.items()})

@@ -44,7 +44,10 @@ BETA = Range(
 def _check(value: object, allowed: Range, index: int = 0) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{allowed.text}, got {value!r} of type {type(value).__name__}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond all floats
+        number = math.inf
     if not (allowed.low <= number < allowed.below and abs(number) <= FLOAT32_MAX):
         raise ValueError(f"Invalid {allowed.torch_name.format(index)}: {value} ({allowed.text})")
     return number
@@ -77,6 +80,8 @@ def _number(name: str, value: object) -> object:
         return value
     if value.numel() != 1:
         raise ValueError(f"Tensor {name} must be 1-element, got shape {list(value.shape)}")
+    if value.device.type == "meta":
+        raise ValueError(f"Tensor {name} is on the meta device and has no value")
     return value.item()
 
 

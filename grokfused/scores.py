@@ -2,7 +2,8 @@
 
 The larger a score, the sooner its weight is kept. Every function takes ``(model, loss_fn, batches)`` and
 returns name -> scores of the weight's shape; it changes neither the model nor its gradients. ``batches`` is a
-list of (inputs, targets), the loss is ``loss_fn(model(inputs), targets)``, that of several their mean.
+list or a loader of (inputs, targets), the loss is ``loss_fn(model(inputs), targets)``, that of several their
+mean.
 """
 
 from __future__ import annotations
@@ -38,6 +39,14 @@ def prunable_parameters(model: nn.Module, prunable: Predicate = has_two_dimensio
             "no parameter of this model is prunable; by default those of 2 dimensions or more are"
         )
     return found
+
+
+def _refuse_frozen(weights: Named) -> None:
+    frozen = [name for name, weight in weights.items() if not weight.requires_grad]
+    if frozen:
+        raise ValueError(
+            f"{frozen} are frozen and have no gradient: thaw them, or leave them out with prunable="
+        )
 
 
 def _mean_loss(model: nn.Module, loss_fn: LossFn, batches: Batches, temperature: float = 1.0) -> Tensor:
@@ -81,8 +90,10 @@ def snip(
 ) -> Named:
     """``|w * g| / sum |w * g|``: how the loss feels the mask (Lee et al. 2019, arXiv:1810.02340, eq. 6)."""
     weights = prunable_parameters(model, prunable)
+    _refuse_frozen(weights)
     with torch.enable_grad():
-        grads = torch.autograd.grad(_mean_loss(model, loss_fn, batches), list(weights.values()))
+        loss = _mean_loss(model, loss_fn, batches)
+        grads = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
     sensitivities = [(w * g).detach().abs() for w, g in zip(weights.values(), grads, strict=True)]
     total = torch.stack([s.sum() for s in sensitivities]).sum()
     return {name: s / total for name, s in zip(weights, sensitivities, strict=True)}
@@ -109,13 +120,14 @@ def grasp(
         temperature: Divides the logits. (default: 200, the authors')
     """
     weights = prunable_parameters(model, prunable)
+    _refuse_frozen(weights)
     tensors = list(weights.values())
     with torch.enable_grad():
         loss = _mean_loss(model, loss_fn, batches, temperature)
-        grads = torch.autograd.grad(loss, tensors, create_graph=True)
+        grads = torch.autograd.grad(loss, tensors, create_graph=True, materialize_grads=True)
         # The gradient of stop(g) . g is H g.
         flow = torch.stack([(g.detach() * g).sum() for g in grads]).sum()
-        products = torch.autograd.grad(flow, tensors)
+        products = torch.autograd.grad(flow, tensors, materialize_grads=True)
     return {
         name: (w * product).detach() for (name, w), product in zip(weights.items(), products, strict=True)
     }
@@ -138,7 +150,8 @@ def synflow(
     Raises:
         ValueError: There is no batch, or its inputs are not numbers but indices.
     """
-    if not batches or not batches[0][0].is_floating_point():
+    inputs = next(iter(batches), (None,))[0]
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         raise ValueError("synflow needs a batch whose inputs are floating-point: it replaces them by ones")
     names = prunable_parameters(model, prunable)
     everything = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -150,8 +163,8 @@ def synflow(
     model.eval()
     try:
         with torch.enable_grad():
-            output = functional_call(model, magnitudes, (torch.ones_like(batches[0][0][:1]).double(),))
-            grads = torch.autograd.grad(output.sum(), list(weights.values()))
+            output = functional_call(model, magnitudes, (torch.ones_like(inputs[:1]).double(),))
+            grads = torch.autograd.grad(output.sum(), list(weights.values()), materialize_grads=True)
     finally:
         model.train(was_training)
     return {name: (w * g).detach().abs() for (name, w), g in zip(weights.items(), grads, strict=True)}

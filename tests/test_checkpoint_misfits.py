@@ -70,6 +70,30 @@ def with_a_mask_of_numbers(saved: dict[str, Any]) -> None:
     saved["state"][3]["mask"] = torch.ones(6, 5)
 
 
+def with_a_sparse_moment(saved: dict[str, Any]) -> None:
+    saved["state"][3]["exp_avg"] = saved["state"][3]["exp_avg"].to_sparse()
+
+
+def with_a_start_of_the_filter_that_is_none(saved: dict[str, Any]) -> None:
+    saved["state"][3]["grad_ema_start"] = "soon"
+
+
+def with_a_state_of_nobody(saved: dict[str, Any]) -> None:
+    saved["state"][9] = saved["state"][3]
+
+
+def with_an_option_lost(saved: dict[str, Any]) -> None:
+    del saved["param_groups"][1]["lr"]
+
+
+def with_an_option_out_of_range(saved: dict[str, Any]) -> None:
+    saved["param_groups"][1]["lr"] = -0.25
+
+
+def without_states(saved: dict[str, Any]) -> None:
+    saved["state"] = None
+
+
 def with_an_unknown_state_dtype(saved: dict[str, Any]) -> None:
     saved["param_groups"][1]["state_dtype"] = "float8_e4m3fn"
 
@@ -83,15 +107,24 @@ MISFITS: dict[Callable[[dict[str, Any]], None], str] = {
     without_a_step_count: r"state\[3\] lacks \['step'\]",
     of_another_algorithm: r"state\[0\] lacks .*not the state of an Adam",
     with_states_of_more_bits: r"is torch.float64 and would lose bits as torch.float32: convert the saved",
-    with_step(float("nan")): r"state\[3\]\['step'\] must be a whole number of steps >= 0, got nan",
-    with_step(-1): r"whole number of steps >= 0, got -1",
-    with_step(0.5): r"whole number of steps >= 0, got 0.5",
+    with_step(
+        float("nan")
+    ): r"state\[3\]\['step'\] must be a whole number of steps in \[0, 2\*\*24\], got nan",
+    with_step(-1): r"whole number of steps in \[0, 2\*\*24\], got -1",
+    with_step(0.5): r"whole number of steps in \[0, 2\*\*24\], got 0.5",
+    with_step(1e30): r"whole number of steps in \[0, 2\*\*24\], got 1e\+30",
     with_step("two"): r"must be a number of steps, got 'two'",
     with_step(torch.ones(2)): r"must be a number of steps, got tensor",
     with_no_array: r"state\[3\]\['exp_avg'\] must be a tensor of its parameter's shape, got NoneType",
     with_no_dict_for_a_state: r"state\[3\] must be a dict of states, got int",
     with_a_mask_of_numbers: r"mask of state\[3\]'s parameter must be a bool tensor.*got torch.float32",
     with_fewer_bits_asked_for: r"state\[2\]\['exp_avg'\] is torch.float32 and would lose bits as torch",
+    with_a_sparse_moment: r"state\[3\]\['exp_avg'\] must be a dense tensor, got layout torch.sparse_coo",
+    with_a_start_of_the_filter_that_is_none: r"state\[3\]\['grad_ema_start'\] must be a number of steps",
+    with_a_state_of_nobody: r"states \[9\] belong to no parameter",
+    with_an_option_lost: r"param_groups\[1\] lacks \['lr'\]: it is not a group of an Adam",
+    with_an_option_out_of_range: r"Invalid learning rate: -0.25",
+    without_states: r"must have a mapping 'state', got NoneType",
     with_an_unknown_state_dtype: r"state_dtype must be .*float8_e4m3fn",
 }
 
@@ -110,6 +143,21 @@ def test_a_state_dict_that_does_not_fit_is_refused_before_anything_changed(spoil
     for each in (optimizer, twin):
         train(each, 2, seed=5)
     assert_same_bits(values(optimizer), values(twin))
+
+
+@pytest.mark.parametrize("saved", [None, {}, {"state": {}}, [1]], ids=str)
+def test_what_is_no_state_dict_is_refused(saved) -> None:
+    with pytest.raises(ValueError, match="a state dict must"):
+        optimizer_in_use().load_state_dict(saved)
+
+
+def test_a_moment_that_wants_a_gradient_becomes_a_plain_state() -> None:
+    optimizer = optimizer_in_use()
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][3]["exp_avg"].requires_grad_()
+    optimizer.load_state_dict(saved)
+    assert not any(state["exp_avg"].requires_grad for state in optimizer.state.values())
+    assert_same_bits(values(copy.deepcopy(optimizer)), values(optimizer))
 
 
 def test_torch_optims_float32_states_are_refused_where_bfloat16_was_asked_for() -> None:

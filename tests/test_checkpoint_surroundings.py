@@ -92,7 +92,7 @@ def test_a_step_counter_written_by_hand_counts() -> None:
             assert differing_bits(ours[name], theirs[name]) == 0
 
 
-@pytest.mark.parametrize("count", [float("nan"), -1.0])
+@pytest.mark.parametrize("count", [float("nan"), -1.0, 2.5, 2.0**30])
 def test_a_step_counter_overwritten_with_what_is_none_is_refused(count) -> None:
     optimizer = optimizer_in_use()
     last = optimizer.param_groups[1]["params"][1]

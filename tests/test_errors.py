@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy
 import pytest
 import torch
 from snapshot import INF, NAN, Snapshot, param
@@ -62,7 +63,7 @@ def bad_options() -> list[Bad]:
         "backend": "('auto', 'native', 'triton', 'reference')",
     }
     for name, allowed in choices.items():
-        for value in ("EMA", "", None, 1, ["ema"]):
+        for value in ("EMA", "", None, 1, ["ema"], numpy.array(["ema", "none"])):
             rows.append(Bad(name, value, ValueError, (name, allowed, repr(value))))
     for value in (torch.float64, torch.float16, torch.int8, "float8", None, 16):
         rows.append(
@@ -91,6 +92,9 @@ def bad_options() -> list[Bad]:
     # Finite, but not as the float32 that the step computes with: every element would become NaN.
     rows.append(Bad("lamb", 1e39, ValueError, ("lamb", "1e+39")))
     rows.append(Bad("lr", 1e39, ValueError, ("learning rate", "1e+39")))
+    for name in ("lr", "eps", "weight_decay", "alpha", "lamb", "max_grad_norm"):
+        rows.append(Bad(name, 10**400, ValueError, (name.split("_")[-1][:2], str(10**400))))
+    rows.append(Bad("lr", torch.ones((), device="meta"), ValueError, ("Tensor lr", "meta device")))
     return rows
 
 

@@ -31,6 +31,22 @@ def test_bit_i_of_word_w_belongs_to_element_32_w_plus_i_in_memory_order() -> Non
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_what_someone_writes_into_pruned_states_is_gone_after_the_step(backend) -> None:
+    param, kept = made([65, 33]), torch.zeros(65, 33, dtype=torch.bool)
+    kept[3, 5] = True
+    optimizer = GrokAdamW([param, made([3])], backend=backend, **OPTIONS)
+    optimizer.set_mask(param, kept)
+    for number in range(4):
+        set_grad(param, seed=number, special=False)
+        optimizer.step()
+        assert all(state[~kept].eq(0).all() and state[kept].ne(0).all() for state in states(optimizer, param))
+        if number == 1:
+            optimizer.state[param]["exp_avg"].fill_(1.0)
+        if number == 2:
+            optimizer.state[param]["grad_ema"] = torch.ones_like(param)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", [GrokAdam, GrokAdamW])
@@ -223,6 +239,9 @@ def test_only_parameters_of_the_optimizer_and_known_modes_are_taken() -> None:
         optimizer.set_masks({"weight": KEPT})
     with pytest.raises(ValueError, match="parameter of this optimizer, got 0"):
         optimizer.set_masks({0: KEPT})
+    named = GrokAdamW([("weight", param)])
+    with pytest.raises(ValueError, match=r"parameter 'weight' of .* is given two masks"):
+        named.set_masks({"weight": KEPT, param: KEPT})
     with pytest.raises(ValueError, match=r"must be one of \('zero', 'freeze'\), got 'prune'"):
         optimizer.set_mask(param, KEPT, "prune")
     with pytest.raises(ValueError, match=r"parameter 0 of group 0 .* has no mask"):

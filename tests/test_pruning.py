@@ -234,5 +234,47 @@ def test_what_is_no_ticket_is_refused(tmp_path) -> None:
     torch.save({"model": torch.ones(2)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="holds no ticket"):
         Ticket.load(tmp_path / "other.pt")
+    Ticket({"a": torch.ones(2)}, {"a": torch.ones(2)}).save(tmp_path / "no masks.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "other.pt").read_bytes()[:100])
+    torch.save({"masks": 5, "initial_state": None}, tmp_path / "empty.pt")
+    for name in ("no masks", "cut", "empty"):
+        with pytest.raises(ValueError, match="holds no ticket"):
+            Ticket.load(tmp_path / f"{name}.pt")
     with pytest.raises(ValueError, match="initial_state lacks"):
         find_ticket(network(), {}, 0.5)
+    model = network()
+    cut = {name: tensor[:1] for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"initial_state\[.*\] has shape .*, the model's"):
+        find_ticket(model, cut, 0.5)
+
+
+def test_a_network_that_begins_at_zero_has_no_norm_to_scale() -> None:
+    model = network()
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match="weights are all 0"):
+        find_ticket(model, zeros, 0.5).rewind_dense(model, 2)
+
+
+class Idle(nn.Module):
+    """A network with a weight that its output does not depend on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, inputs):
+        return self.used(inputs)
+
+
+@pytest.mark.parametrize("score", ["snip", "grasp", "synflow"])
+def test_a_weight_without_effect_scores_nothing_and_a_loader_is_taken(score) -> None:
+    model = Idle()
+    data = torch.utils.data.TensorDataset(torch.randn(8, 3), torch.randint(2, (8,)))
+    loader = torch.utils.data.DataLoader(data, batch_size=4)
+    found = SCORES[score](model, nn.functional.cross_entropy, loader)
+    assert found["unused.weight"].eq(0).all()
+    assert found["used.weight"].ne(0).all()
+    if score != "synflow":
+        model.unused.weight.requires_grad_(False)
+        with pytest.raises(ValueError, match=r"\['unused.weight'\] are frozen"):
+            SCORES[score](model, nn.functional.cross_entropy, loader)

@@ -120,6 +120,7 @@ BREAKS: dict[str, tuple[Break, Errors, str]] = {
     "differentiable": (with_option(differentiable=True), ValueError, "differentiable"),
     "foreach and fused": (with_option(foreach=True, fused=True), RuntimeError, "fused.*foreach"),
     "seed a fraction": (with_option(seed=0.5), TypeError, "seed.*0.5"),
+    "amsgrad a tensor": (with_option(amsgrad=torch.ones(2)), TypeError, "amsgrad must be True or False"),
     "seed of too many bits": (with_option(seed=2**70), ValueError, f"seed.*{2**70}"),
 }
 # Without states a shorter parameter is as good as any; of the other one see the next test.
