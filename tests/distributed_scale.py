@@ -76,6 +76,7 @@ def the_norm_counts_every_element_once(_: Path) -> None:
     mesh = init_device_mesh("cpu", (2,))
     half = DTensor.from_local(plain[0] / 2, mesh, [Partial()], run_check=False)
     narrow = [[grad.bfloat16() for grad in grads[:3]] + grads[3:] for grads in (plain, spread)]
+    # A norm of norms, grouped otherwise by shards and meshes: a few roundings of 2**-24.
     for ours, theirs in ((spread, plain), ([half, *spread[1:]], plain), narrow[::-1]):
         assert total_norm(ours).device == torch.device("cpu")
         assert type(total_norm(ours)) is Tensor
