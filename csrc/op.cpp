@@ -42,25 +42,42 @@ PYBIND11_MODULE(_C, module) {
   });
 
   using grokfused::Launch;
+  using grokfused::Members;
   using grokfused::TensorReader;
-  const auto make = [](const pybind11::capsule& exchange, const std::string& device,
-                       const std::string& param_dtype, const std::string& state_dtype,
-                       const Launch::Arrays& arrays, const std::string& grad_filter, const std::string& decay,
-                       bool amsgrad, const std::string& state_rounding, const std::string& param_rounding,
-                       int64_t seed, const std::vector<int64_t>& mask_modes) {
+  namespace py = pybind11;
+  const auto make = [](const py::capsule& exchange, const std::string& device, const std::string& param_dtype,
+                       const std::string& state_dtype, const py::list& params, const py::tuple& members,
+                       std::vector<py::object> names, bool sharded, const std::string& grad_filter,
+                       const std::string& decay, bool amsgrad, const std::string& state_rounding,
+                       const std::string& param_rounding, int64_t seed,
+                       const std::vector<int64_t>& mask_modes) {
     const grokfused::Policies policies{param_dtype, state_dtype, state_rounding, param_rounding,
                                        grad_filter, decay,       amsgrad};
-    return Launch(TensorReader(exchange), grokfused::choose_kernel(device, policies), arrays, mask_modes,
-                  seed);
+    return Launch(TensorReader(exchange), grokfused::choose_kernel(device, policies), params,
+                  Members(members), std::move(names), mask_modes, sharded, seed);
   };
-  pybind11::class_<Launch>(module, "Launch")
-      .def(pybind11::init(make), pybind11::arg("exchange"), pybind11::arg("device"),
-           pybind11::arg("param_dtype"), pybind11::arg("state_dtype"), pybind11::arg("arrays"),
-           pybind11::kw_only(), pybind11::arg("grad_filter"), pybind11::arg("decay"),
-           pybind11::arg("amsgrad"), pybind11::arg("state_rounding"), pybind11::arg("param_rounding"),
-           pybind11::arg("seed"), pybind11::arg("mask_modes") = std::vector<int64_t>())
-      .def("knows", &Launch::knows, pybind11::arg("arrays"), pybind11::arg("grads"))
-      .def("step", &Launch::step, pybind11::arg("scalars"), pybind11::arg("rows"), pybind11::arg("steps"),
-           pybind11::arg("grad_scale"), pybind11::arg("found_inf"), pybind11::arg("on_device"),
-           pybind11::call_guard<pybind11::gil_scoped_release>());
+  py::class_<Launch>(module, "Launch")
+      .def(py::init(make), py::arg("exchange"), py::arg("device"), py::arg("param_dtype"),
+           py::arg("state_dtype"), py::arg("params"), py::arg("members"), py::arg("names"), py::kw_only(),
+           py::arg("sharded"), py::arg("grad_filter"), py::arg("decay"), py::arg("amsgrad"),
+           py::arg("state_rounding"), py::arg("param_rounding"), py::arg("seed"),
+           py::arg("mask_modes") = std::vector<int64_t>())
+      .def(
+          "knows",
+          [](Launch& launch, const py::list& params, const py::list& grads, const py::tuple& members) {
+            return launch.knows(params, grads, Members(members));
+          },
+          py::arg("params"), py::arg("grads"), py::arg("members"))
+      .def("count", &Launch::count, py::arg("steps"))
+      .def(
+          "step",
+          [](Launch& launch, const py::object& scalars, const py::list& rows, uintptr_t steps,
+             uintptr_t grad_scale, uintptr_t found_inf) {
+            const bool on_device = !py::isinstance<py::list>(scalars);
+            const auto address = on_device ? scalars.cast<uintptr_t>() : launch.take_scalars(scalars);
+            launch.take_rows(rows);
+            const py::gil_scoped_release others_run;
+            launch.step(address, steps, grad_scale, found_inf, on_device);
+          },
+          py::arg("scalars"), py::arg("rows"), py::arg("steps"), py::arg("grad_scale"), py::arg("found_inf"));
 }

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from grokfused._version import __version__
 
@@ -44,16 +45,25 @@ def backend(name: str) -> ModuleType:
 class Stepper:
     """A backend's ``adamw_step_`` for one bucket, where the backend has no stepper that remembers more."""
 
+    repeats = False
+
     def __init__(self, adamw_step_: Callable[..., None]) -> None:
         self.adamw_step_ = adamw_step_
+
+    def __call__(self, *arguments: Any, **options: Any) -> None:
+        """Takes one step."""
+        self.adamw_step_(*arguments, **options)
 
     def knows(self, *tensors: Any) -> bool:
         """Says whether these tensors were checked before: nothing is remembered."""
         return False
 
-    def __call__(self, *arguments: Any, **options: Any) -> None:
-        """Takes one step."""
-        self.adamw_step_(*arguments, **options)
+    def count(self, steps: Tensor) -> float | None:
+        """Returns the first step counter where it is known that no one has written any: never."""
+        return None
+
+    def remember(self, *tensors: Any, **options: Any) -> None:
+        """Is told what has just been stepped."""
 
 
 def stepper(name: str) -> Any:

@@ -14,6 +14,7 @@ from grokfused.device_scalars import DeviceScalars
 from grokfused.grad_filter import FILTERS, first_ema_step, note_start
 from grokfused.grad_scale import GradScale
 from grokfused.mask import MODES, PrunedStates, check_packed, fitting
+from grokfused.reference import Scalars
 from grokfused.scalars import scalar_table, step_scalars
 from grokfused.sharding import is_sharded, local, shards, unlike
 from grokfused.storage import (
@@ -163,7 +164,7 @@ class Bucket:
         self.device = options.device if options.numbers_on_device else torch.device("cpu")
         self.numbers_on_device = options.numbers_on_device
         used = _used_arrays(options.grad_filter, options.amsgrad, options.param_rounding)
-        self.uses = [(name, name in used) for name in STATE_ARRAYS]
+        self.names = [name if name in used else None for name in STATE_ARRAYS]
         self.indices: list[int] = []
         self.owned: list[Tensor] = []  # the parameters as the user holds them
         self.sharded = options.sharded
@@ -195,33 +196,48 @@ class Bucket:
         self.step_views = list(self.steps.unbind())
         for state, view in zip(self.states, self.step_views, strict=True):
             state["step"] = view
+        self.members = (self.states, self.step_views, self.packed, self.masks)
         if self.numbers_on_device:
             self.rows = list(range(len(self.states)))
             self.device_scalars = DeviceScalars(self.groups, self.group_numbers, self.ema_starts, self.device)
 
     def _collect_masks(self) -> None:
         """Lists the packed masks for the op: none, or one per parameter, of no words where it has none."""
-        packed = [state.get("mask") for state in self.states]
-        self.pruned = PrunedStates(packed)
+        self.packed = [state.get("mask") for state in self.states]
+        self.pruned = PrunedStates(self.packed)
         self.masks: list[Tensor] = []
         self.keywords["mask_modes"] = []
-        if any(packed):
+        if any(self.packed):
             none = torch.empty(0, dtype=torch.int32, device=self.owned[0].device)
-            self.masks = [mask.words if mask else none for mask in packed]
-            self.keywords["mask_modes"] = [MODES.index(mask.mode) if mask else 0 for mask in packed]
+            self.masks = [mask.words if mask else none for mask in self.packed]
+            self.keywords["mask_modes"] = [MODES.index(mask.mode) if mask else 0 for mask in self.packed]
 
-    def owns_steps(self) -> bool:
-        """True while no one has put another tensor in the place of a step counter."""
-        return all(map(operator.is_, [state.get("step") for state in self.states], self.step_views))
+    def owns(self) -> bool:
+        """True while no one has put another object in the place of a step counter or a mask."""
+        steps = [state.get("step") for state in self.states]
+        packed = [state.get("mask") for state in self.states]
+        return all(map(operator.is_, [*steps, *packed], [*self.step_views, *self.packed]))
 
-    def scalars(self) -> Tensor:
-        """Returns the table of scalars of this step: one row per group and step count there is."""
+    def scalars(self) -> list[Scalars] | Tensor:
+        """Returns the rows of scalars of this step, one per group and step count there is.
+
+        Where the device numbers the steps, it is the table of them, on the device.
+        """
         if self.numbers_on_device:
             return self.device_scalars.table(self.steps)
+        count = self.adamw_step_.count(self.steps)
+        if count is None or not is_count(count):
+            count = self._count()
+        return [
+            step_scalars(self.groups[number], count + 1.0 + distance, start)
+            for number, start, distance in self.row_keys
+        ]
+
+    def _count(self) -> float:
+        """Reads all step counters, which someone may have written, and returns the first one."""
         steps = self.steps.tolist()
         distances = [step - steps[0] for step in steps]
         if distances != self.distances or not is_count(steps[0]):
-            # The first time, or someone has written a step counter.
             for state in self.states:
                 wrong = wrong_step(state["step"])
                 if wrong:
@@ -230,37 +246,52 @@ class Bucket:
             self.row_keys = list(dict.fromkeys(keys))
             self.rows = [self.row_keys.index(key) for key in keys]
             self.distances = distances
-        next_step = steps[0] + 1.0
-        return scalar_table(
-            [
-                step_scalars(self.groups[number], next_step + distance, start)
-                for number, start, distance in self.row_keys
-            ]
-        )
+        first: float = steps[0]
+        return first
 
-    def arrays(self, grads: list[Tensor]) -> list[list[Tensor]]:
-        """Returns params, grads, states and masks for the backend: of DTensors, this process's shards.
+    def grads(self, every: list[Tensor]) -> list[Tensor]:
+        """Returns the gradients of the bucket, of all that there are."""
+        if len(every) == len(self.indices):
+            return every
+        return [every[index] for index in self.indices]
+
+    def knows(self, params: list[Tensor], grads: list[Tensor]) -> bool:
+        """Says whether the next step can be the last one again, with other gradients of the same kind."""
+        known: bool = self.adamw_step_.knows(params, grads, self.members)
+        return known
+
+    def _state_arrays(self) -> list[list[Tensor]]:
+        """Returns the arrays of the states for the backend: of DTensors, this process's shards."""
+        used = [[state[name] for state in self.states] if name else [] for name in self.names]
+        return [*map(shards, used)] if self.sharded else used
+
+    def step_(
+        self, params: list[Tensor], grads: list[Tensor], scalars: list[Scalars] | Tensor, scale: GradScale
+    ) -> None:
+        """Updates the bucket in place.
 
         Args:
-            grads: Of all that have one; shards too.
+            params: The parameters.
+            grads: Of DTensors, this process's shards.
+            scalars: What ``scalars()`` has returned.
+            scale: What multiplies the gradients, and may cancel the step.
         """
-        if len(grads) != len(self.indices):
-            grads = [grads[index] for index in self.indices]
-        states = self.states
-        used = [[state[name] for state in states] if used else [] for name, used in self.uses]
-        if self.sharded:
-            return [shards(self.owned), grads, *map(shards, used), self.masks]
-        return [self.owned, grads, *used, self.masks]
-
-    def step_(self, arrays: list[list[Tensor]], scalars: Tensor, scale: GradScale) -> None:
-        """Updates the bucket in place."""
         there = {name: number.to(self.device, torch.float32).reshape(()) for name, number in scale.items()}
-        states = arrays[2:-1]
+        repeats = self.adamw_step_.repeats
+        states = [] if repeats and not self.pruned.masks else self._state_arrays()
         self.pruned.clear(states)
-        self.adamw_step_(*arrays, self.steps, scalars, self.rows, **self.keywords, **there)
+        if repeats:
+            self.adamw_step_.repeat(params, self.steps, scalars, self.rows, **there)
+        else:
+            arrays = [shards(params) if self.sharded else params, grads, *states, self.masks]
+            table = scalars if isinstance(scalars, Tensor) else scalar_table(scalars)
+            self.adamw_step_(*arrays, self.steps, table, self.rows, **self.keywords, **there)
+            self.adamw_step_.remember(
+                arrays, params, self.members, self.names, sharded=self.sharded, **self.keywords
+            )
+        if self.sharded:  # a step notes its change of one of the two, autograd looks at either
+            torch.autograd.graph.increment_version(shards(params) if repeats else params)
         self.pruned.remember(states)
-        if self.sharded:  # the backend did this for the shards; autograd looks at the DTensors
-            torch.autograd.graph.increment_version(self.owned)
 
 
 def into_buckets(members: Iterable[tuple[Tensor, State, Group]], decay: str, scaled: bool) -> list[Bucket]:

@@ -216,10 +216,10 @@ def _optimizer_step_(
     scale = given_scale(SimpleNamespace(grad_scale=grad_scale, found_inf=found_inf))
     with _standing_in(groups, places, rates):
         ready, scale = optimizer._ready([every[index] for index in stepped], grads, scale)
-    for bucket, arrays, scalars in ready:
-        arrays[0] = [params[index] for index in bucket.indices]
-        bucket.adamw_step_.knows(*arrays)
-        bucket.step_(arrays, scalars, scale)
+    for bucket, own, scalars in ready:
+        given = [params[index] for index in bucket.indices]
+        bucket.knows(given, own)
+        bucket.step_(given, own, scalars, scale)
 
 
 @contextmanager

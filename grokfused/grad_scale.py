@@ -23,15 +23,17 @@ EPS = 1e-6
 
 def given_scale(optimizer: object) -> GradScale:
     """Returns what torch.amp.GradScaler has set for this step, checked."""
-    given = {name: getattr(optimizer, name, None) for name in ("grad_scale", "found_inf")}
-    for name, number in given.items():
-        if number is not None and not (
-            isinstance(number, Tensor) and number.numel() == 1 and not number.is_complex()
-        ):
+    given: dict[str, Tensor] = {}
+    for name in ("grad_scale", "found_inf"):
+        number = getattr(optimizer, name, None)
+        if number is None:
+            continue
+        if not (isinstance(number, Tensor) and number.numel() == 1 and not number.is_complex()):
             raise TypeError(
                 f"{name} must be a tensor of one number, as torch.amp.GradScaler sets it, got {number!r}"
             )
-    return {name: number for name, number in given.items() if number is not None}
+        given[name] = number
+    return given
 
 
 def check_max_norm(limit: object) -> None:
@@ -53,6 +55,8 @@ def max_norm_of(groups: Groups) -> float | None:
             of all gradients.
     """
     limits: list[float | None] = [group["max_grad_norm"] for group in groups]
+    if limits.count(None) == len(limits):
+        return None
     for limit in limits:
         check_max_norm(limit)
     if any(limit != limits[0] for limit in limits):
@@ -60,7 +64,7 @@ def max_norm_of(groups: Groups) -> float | None:
             "max_grad_norm limits the norm of all gradients together, so it must be equal in all groups, "
             f"got {limits}: set it alike in every group, one that is being added included"
         )
-    return limits[0] if limits else None
+    return limits[0]
 
 
 @torch.no_grad()

@@ -56,9 +56,7 @@ class StepInBackward:
         if optimizer._in_backward is not None:
             raise RuntimeError("this optimizer steps in backward already: remove() that handle first")
         self.optimizer = optimizer
-        self._plans: dict[
-            Tensor, tuple[Plan, Any]
-        ] = {}  # parameter -> its plan, and the mask it was made for
+        self._plans: dict[Tensor, Plan] = {}  # of each parameter
         self._steps: Counter[Tensor] = Counter()  # since the last call of optimizer.step()
         self._seen: list[tuple[Any, int]] = []
         self._find_owners()
@@ -134,26 +132,26 @@ class StepInBackward:
         group = self._owners[param]
         _refuse_clipping(group)
         with torch.no_grad():  # backward(create_graph=True) would record the step
-            for bucket, arrays in self._ready(param, param.grad, group):
-                bucket.step_(arrays, bucket.scalars(), {})
+            for bucket, own in self._ready(param, param.grad, group):
+                bucket.step_(bucket.owned, own, bucket.scalars(), {})
         self._steps[param] += 1
         param.grad = None
 
     def _ready(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> zip[Any]:
-        """Returns the parameter's bucket with its tensors, from a plan of its own, kept while it holds."""
+        """Returns the parameter's bucket with its gradient, from a plan of its own, kept while it holds."""
         state = self.optimizer.state.get(param, {})
         groups, states = [group], {param: state}
-        plan, mask = self._plans.pop(param, (None, None))
-        arrays = None
-        if plan and mask is state.get("mask") and plan.holds(groups, states, [param], scaled=False):
-            arrays = plan.arrays([grad])
-        if plan is None or arrays is None:
+        plan = self._plans.pop(param, None)
+        own = None
+        if plan and plan.holds(groups, states, [param], scaled=False):
+            own = plan.fitting([grad])
+        if plan is None or own is None:
             decay = self.optimizer.decay
             plan = Plan(groups, states, [param], [grad], decay, scaled=False, names=self._names)
             self.optimizer.state[param] = state
-            arrays = plan.arrays([grad]) or []
-        self._plans[param] = plan, state.get("mask")
-        return zip(plan.buckets, arrays, strict=True)
+            own = plan.fitting([grad]) or []
+        self._plans[param] = plan
+        return zip(plan.buckets, own, strict=True)
 
 
 def _refuse_clipping(group: dict[str, Any]) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Of a bucket: states, step counters, packed masks, words of masks (csrc/launch.h).
+Members = tuple[list[dict[str, Any]], list[Tensor], list[Any], list[Tensor]]
 PARAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 STATE_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -83,63 +85,88 @@ def adamw_step_(
 class Stepper:
     """``adamw_step_`` for one bucket, step after step.
 
-    The first step goes through the op, which checks every tensor. As long as all tensors then are what
-    they were and lie where they lay, and each gradient fits its parameter (``knows``), the next ones run
-    the same kernel on the remembered addresses: for hundreds of small tensors the op's way would cost more
-    than the arithmetic. Tensors that are negated only when read, or that have no memory of their own
-    (lazily zero, fake), always take the way of the op, whose dispatcher knows them.
+    The first step goes through the op, which checks every tensor, and is remembered. As long as all tensors
+    then are what they were and lie where they lay, and each gradient fits its parameter (``knows``), the next
+    ones run the same kernel on the remembered addresses (``repeat``): for hundreds of small tensors the op's
+    way would cost more than the arithmetic. Tensors that are negated only when read, or that have no memory
+    of their own (lazily zero, fake), always take the way of the op, whose dispatcher knows them.
     """
 
     def __init__(self) -> None:
         self.launch: Any = None
         self.repeats = False  # the coming step is one that the launch knows
 
-    def knows(self, params: list[Tensor], grads: list[Tensor], *states: list[Tensor]) -> bool:
-        """Says whether these are the tensors of the last step; gradients may be new ones of the same kind."""
+    def __call__(self, *arguments: Any, **options: Any) -> None:
+        """Takes one step; arguments and errors are those of ``adamw_step_``."""
+        self.launch = None
+        adamw_step_(*arguments, **options)
+
+    def knows(self, params: list[Tensor], grads: list[Tensor], members: Members) -> bool:
+        """Says whether these are the tensors of the last step; gradients may be new ones of the same kind.
+
+        Args:
+            params: The parameters; DTensors too.
+            grads: Their gradients; of DTensors, this process's shards.
+            members: Their states, and what is kept of those.
+        """
         self.repeats = (
             self.launch is not None
-            and self.launch.knows((params, *states), grads)
+            and self.launch.knows(params, grads, members)
             and not any(map(Tensor.is_neg, grads))
         )
         return self.repeats
 
-    def __call__(
+    def count(self, steps: Tensor) -> float | None:
+        """Returns the first step counter, on the host; None where someone may have written one of them."""
+        return self.launch.count(steps.data_ptr()) if self.repeats else None
+
+    def repeat(
         self,
         params: list[Tensor],
-        grads: list[Tensor],
-        exp_avgs: list[Tensor],
-        exp_avg_sqs: list[Tensor],
-        max_exp_avg_sqs: list[Tensor],
-        grad_emas: list[Tensor],
-        kahan_comps: list[Tensor],
-        masks: list[Tensor],
         steps: Tensor,
-        scalars: Tensor,
+        scalars: list[Any] | Tensor,
         rows: list[int],
-        *,
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
+    ) -> None:
+        """Takes one step on the very tensors that ``knows`` was asked about and said yes to.
+
+        Other arguments are those of ``adamw_step_``, but for ``scalars``: the rows of the table where the
+        host numbers the steps, and the table itself where the device does.
+        """
+        self.repeats = False
+        table = scalars.data_ptr() if isinstance(scalars, Tensor) else scalars
+        scale = 0 if grad_scale is None else grad_scale.data_ptr()
+        found = 0 if found_inf is None else found_inf.data_ptr()
+        self.launch.step(table, rows, steps.data_ptr(), scale, found)
+        torch.autograd.graph.increment_version(params)
+
+    def remember(
+        self,
+        arrays: list[list[Tensor]],
+        params: list[Tensor],
+        members: Members,
+        names: list[str | None],
+        *,
+        sharded: bool,
         **options: Any,
     ) -> None:
-        """Takes one step; arguments and errors are those of ``adamw_step_``.
+        """Remembers a step that was taken.
 
-        Where ``knows`` was asked and said yes, it was about these very tensors.
+        Args:
+            arrays: What was stepped: params, grads, states, masks.
+            params: The parameters, as for ``knows``.
+            members: As for ``knows``.
+            names: Of the states' arrays, in the order of the op's arguments; None for those not used.
+            sharded: Whether there are DTensors among the parameters and states.
+            options: Those of ``adamw_step_``, without tensors.
         """
-        if self.repeats:
-            self.repeats = False
-            scale, found = (0 if number is None else number.data_ptr() for number in (grad_scale, found_inf))
-            on_device = not scalars.is_cpu
-            self.launch.step(scalars.data_ptr(), rows, steps.data_ptr(), scale, found, on_device)
-            torch.autograd.graph.increment_version(params)
-            return
-        self.launch = None
-        states = (exp_avgs, exp_avg_sqs, max_exp_avg_sqs, grad_emas, kahan_comps, masks)
-        every_option = {**options, "grad_scale": grad_scale, "found_inf": found_inf}
-        adamw_step_(params, grads, *states, steps, scalars, rows, **every_option)
-        kept, device = (params, *states), params[0].device.type
+        kept, device = (arrays[0], *arrays[2:]), params[0].device.type
         if _exchange and device in _devices() and not any(t.is_neg() for array in kept for t in array):
-            dtypes = (str(tensor.dtype).removeprefix("torch.") for tensor in (params[0], exp_avgs[0]))
-            self.launch = _C.Launch(_exchange, device, *dtypes, kept, **options)
+            dtypes = (str(tensor.dtype).removeprefix("torch.") for tensor in (params[0], arrays[2][0]))
+            self.launch = _C.Launch(
+                _exchange, device, *dtypes, params, members, names, sharded=sharded, **options
+            )
 
 
 # torch 2.10 has no such table; each step then takes the way of the op.

@@ -17,7 +17,7 @@ from grokfused.grad_scale import GradScale, clipped, given_scale, max_norm_of
 from grokfused.in_backward import StepInBackward
 from grokfused.masking import Masking
 from grokfused.options import check_flag, check_options, refuse_incomplete, refuse_misspelt
-from grokfused.plan import Arrays, Plan
+from grokfused.plan import Plan
 from grokfused.storage import check_param, state_dtype_name
 
 
@@ -198,9 +198,9 @@ class GrokAdam(Masking, Optimizer):
     # a tenth of a small model's; `step` above goes through that wrapper only when there is someone to tell.
     step.hooked = True  # type: ignore[attr-defined]
 
-    @torch.no_grad()
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
-        self._accelerator_graph_capture_health_check()
+        if self._plan is None or self._plan.on_accelerator:
+            self._accelerator_graph_capture_health_check()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -214,25 +214,25 @@ class GrokAdam(Masking, Optimizer):
         if len(found) < len(params):
             params = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
         ready, scale = self._ready(params, found, given_scale(self))
-        for bucket, arrays, scalars in ready:
-            bucket.step_(arrays, scalars, scale)
+        for bucket, own, scalars in ready:
+            bucket.step_(bucket.owned, own, scalars, scale)
         return loss
 
     def _ready(
         self, params: list[Tensor], grads: list[Tensor], scale: GradScale
-    ) -> tuple[list[tuple[Bucket, Arrays, Tensor]], GradScale]:
-        """Returns the buckets, checked and unchanged, with tensors and scalars, and the gradients' scale."""
+    ) -> tuple[list[tuple[Bucket, list[Tensor], Any]], GradScale]:
+        """Returns the buckets, checked and unchanged, with gradients and scalars, and what scales those."""
         try:
             max_norm = max_norm_of(self.param_groups)
             scaled = bool(scale) or max_norm is not None
-            plan, arrays = self._plan, None
+            plan, own = self._plan, None
             if plan is not None and plan.holds(self.param_groups, self.state, params, scaled):
-                arrays = plan.arrays(grads)
-            if plan is None or arrays is None:
+                own = plan.fitting(grads)
+            if plan is None or own is None:
                 self._plan = None
                 self._plan = plan = Plan(self.param_groups, self.state, params, grads, self.decay, scaled)
-                arrays = plan.arrays(grads) or []
-            ready = [(*ready, ready[0].scalars()) for ready in zip(plan.buckets, arrays, strict=True)]
+                own = plan.fitting(grads) or []
+            ready = [(*ready, ready[0].scalars()) for ready in zip(plan.buckets, own, strict=True)]
         except KeyError:
             refuse_incomplete(self.param_groups, self.defaults)
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from grokfused.sharding import local, local_grads, spec_of
 from grokfused.storage import check_grad, check_has_values, check_param, fitting_grad
 
 Groups = Sequence[dict[str, Any]]
-Arrays = list[list[Tensor]]
 # The hyperparameters, which schedulers change, only matter to the scalars and the scale of a step.
 SCALARS = {"params", "lr", "betas", "eps", "weight_decay", "alpha", "lamb", "max_grad_norm"}
 
@@ -26,15 +26,16 @@ def _same(new: Sequence[Any], old: Sequence[Any]) -> bool:
     return len(new) == len(old) and all(map(operator.is_, new, old))
 
 
-def _options(groups: Groups) -> list[tuple[Any, ...]]:
-    """Returns what the buckets depend on in each group."""
+def _names_of(group: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the names of a group's entries that its buckets depend on."""
+    return tuple(name for name in group if name not in SCALARS)
+
+
+def _options(groups: Groups, names: Sequence[tuple[str, ...]]) -> list[Any]:
+    """Returns what the buckets depend on in each group; raises KeyError where one has lost an entry."""
     return [
-        (
-            len(group["params"]),
-            not group["weight_decay"],
-            *(value for name, value in group.items() if name not in SCALARS),
-        )
-        for group in groups
+        (len(group), len(group["params"]), not group["weight_decay"], *itemgetter(*own)(group))
+        for group, own in zip(groups, names, strict=True)
     ]
 
 
@@ -42,13 +43,6 @@ def _names(group: Mapping[str, Any]) -> Sequence[object]:
     names = group.get("param_names", ())
     count = len(group["params"])
     return names if len(names) == count else range(count)
-
-
-def _equal(new: object, old: object) -> bool:
-    try:
-        return bool(new == old)
-    except (RuntimeError, ValueError):  # of tensors or arrays, exchanged for others
-        return False
 
 
 def param_names(groups: Groups) -> dict[Tensor, str]:
@@ -87,6 +81,7 @@ class Plan:
             gradient cannot be used; nothing was changed.
     """
 
+    @torch.no_grad()
     def __init__(
         self,
         groups: Groups,
@@ -116,10 +111,13 @@ class Plan:
         for member in members:
             prepare_state(*member)
         self.buckets: list[Bucket] = into_buckets(members, decay, scaled)
+        self.owned = [bucket.owned for bucket in self.buckets]
+        self.on_accelerator = any(not param.is_cpu for param in stepped)
         self.states = list(states.values())
         self.stepped_states = [state for _, state, _ in members]
         self.kinds = self._kinds()
-        self.options = _options(groups)
+        self.group_names = list(map(_names_of, groups))
+        self.options = _options(groups, self.group_names)
 
     def holds(
         self, groups: Groups, states: Mapping[Tensor, Any], stepped: list[Tensor], scaled: bool
@@ -130,36 +128,37 @@ class Plan:
             and _same(stepped, self.stepped)
             and _same(list(states.values()), self.states)
             and _same(groups, self.groups)
-            and _equal(_options(groups), self.options)
-            and all(bucket.owns_steps() for bucket in self.buckets)
+            and self._has_options(groups)
         )
 
-    def arrays(self, grads: list[Tensor]) -> list[Arrays] | None:
-        """Returns the tensors of each bucket, each gradient in its parameter's memory order.
+    def _has_options(self, groups: Groups) -> bool:
+        try:
+            return bool(_options(groups, self.group_names) == self.options)
+        except (KeyError, RuntimeError, ValueError):  # one was deleted; of tensors or arrays, exchanged
+            return False
+
+    def fitting(self, grads: list[Tensor]) -> list[list[Tensor]] | None:
+        """Returns the gradients of each bucket, each in its parameter's memory order.
 
         Args:
             grads: The gradients of the stepped parameters.
 
         Returns:
-            Bucket -> params, grads and states; or None where a parameter or a state is gone or of another
-            kind than it was, so that the buckets have to be made anew.
+            Bucket -> gradients, of DTensors this process's shards; or None where a parameter or a state is
+            gone or of another kind than it was, so that the buckets have to be made anew.
 
         Raises:
             RuntimeError: A gradient or a state does not fit its parameter; nothing was changed.
         """
         shards = local_grads(grads, self.specs) if self.sharded else grads
         if shards is not None:
-            try:
-                found = [bucket.arrays(shards) for bucket in self.buckets]
-            except KeyError:  # someone has deleted a state
-                return None
-            pairs = zip(self.buckets, found, strict=True)
-            if all(bucket.adamw_step_.knows(*arrays) for bucket, arrays in pairs):
+            found = [bucket.grads(shards) for bucket in self.buckets]
+            if all(map(Bucket.knows, self.buckets, self.owned, found)):
                 return found
-        if self._kinds() != self.kinds:
+        if self._kinds() != self.kinds or not all(map(Bucket.owns, self.buckets)):
             return None
         fitting = self.grads_fit(grads)
-        return [bucket.arrays(fitting) for bucket in self.buckets]
+        return [bucket.grads(fitting) for bucket in self.buckets]
 
     def _kinds(self) -> list[tuple[Any, ...]]:
         """Returns what the buckets depend on in each tensor."""

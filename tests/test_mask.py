@@ -258,3 +258,19 @@ def test_a_mask_whose_parameter_has_changed_its_shape_is_refused_at_the_step() -
     with pytest.raises(RuntimeError, match=r"the mask of parameter 0 .* was set for shape .*set it again"):
         optimizer.step()
     assert torch.equal(param, torch.ones(3))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_mask_that_someone_deletes_from_the_state_is_gone_at_the_next_step(backend) -> None:
+    param = made([40])
+    optimizer = GrokAdamW([param], backend=backend)
+    optimizer.set_masks({param: some(param)})
+    for seed in range(3):
+        set_grad(param, seed, special=False)
+        optimizer.step()
+    pruned = param == 0
+    del optimizer.state[param]["mask"]
+    set_grad(param, 3, special=False)
+    optimizer.step()
+    assert pruned.any()
+    assert (param != 0).all()

@@ -58,13 +58,11 @@ def _addresses(arrays: Sequence[Sequence[Tensor]], count: int) -> list[list[int]
 class Stepper:
     """``adamw_step_`` for one bucket, step after step: it remembers where the tensors lie."""
 
+    repeats = False  # all else is checked anew
+
     def __init__(self) -> None:
         self.table: Table | None = None
         self.known_rows: tuple[Sequence[int], Tensor] | None = None
-
-    def knows(self, *tensors: Any) -> bool:
-        """Says whether these tensors were checked before: only addresses are remembered."""
-        return False
 
     def __call__(
         self,
@@ -129,6 +127,17 @@ class Stepper:
             )
         if on_host:
             steps.copy_(scalars[list(rows), 0])
+
+    def knows(self, *tensors: Any) -> bool:
+        """Says whether these tensors were checked before: only addresses are remembered."""
+        return False
+
+    def count(self, steps: Tensor) -> float | None:
+        """Returns the first step counter where it is known that no one has written any: never."""
+        return None
+
+    def remember(self, *tensors: Any, **options: Any) -> None:
+        """Is told what has just been stepped."""
 
 
 # The signature of the native op (csrc/op.cpp), so that torch.compile sees what is read and written.
