@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -104,6 +104,30 @@ def _said(names: list[str], **options: list[Any] | None) -> str:
     return shlex.join(words)
 
 
+def _check_writable(path: Path) -> None:
+    """Exits where a file cannot be written, and leaves none that was not there."""
+    file = Path(os.path.realpath(path))  # of a link to a file that is not there, that file
+    try:
+        new = not file.exists()
+        file.open("ab").close()  # os.access says yes of /proc, and to root of every folder
+        if new:
+            file.unlink()
+    except OSError as error:
+        raise refuse(f"{path} cannot be written ({error.strerror}): name a file that can be") from error
+
+
+def _measured(runs: Iterator[list[Row]], note: Callable[[list[Row]], None]) -> tuple[list[Row], bool]:
+    """Returns the rows of all cases, or of those before a Ctrl-C, and whether there was one."""
+    rows: list[Row] = []
+    try:
+        for found in runs:
+            rows += found
+            note(rows)
+    except KeyboardInterrupt:
+        return rows, True
+    return rows, False
+
+
 def bench(
     names: Annotated[
         list[str] | None, typer.Argument(help=f"Sets: {', '.join(SETS)}.", metavar="[SET]...")
@@ -127,24 +151,32 @@ def bench(
     if device == "cuda" and not torch.cuda.is_available():
         raise refuse("--device cuda: torch finds no NVIDIA GPU here")
     sets = chosen(names, case or [], only or [])
-    for path in (json_file, markdown, plot):
-        if path and not os.access(path.absolute().parent, os.W_OK):
-            raise refuse(
-                f"{path} cannot be written: {path.absolute().parent} is no folder that can be written"
-            )
+    files = [path for path in (json_file, markdown, plot) if path]
+    for path in files:
+        _check_writable(path)
     turns = Turns(seconds, slowest=max(SLOWEST, SLOWEST_SHARE * seconds))
     where = machine(
         _said(names, case=case, only=only, dtype=dtypes, device=[device], seconds=[seconds]), device
     )
-    rows: list[Row] = []
-    for found in run(sets, [Place(device, DTYPES[each]) for each in dtypes], turns):
-        rows += found
-        if json_file:  # after each case: what was measured is not lost when a later one is interrupted
+
+    def keep(rows: list[Row]) -> None:
+        if json_file:  # after each case: what was measured is not lost when a later one is killed
             json_file.write_text(json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
+
+    rows, interrupted = _measured(run(sets, [Place(device, DTYPES[each]) for each in dtypes], turns), keep)
+    if interrupted and not rows:
+        say("interrupted in the first case; nothing was written")
+        raise typer.Exit(130)
     console.print(show.LEGEND, highlight=False, markup=False)
     if markdown:
         markdown.write_text(f"{show.where(where)}\n{show.LEGEND}\n\n{show.markdown(rows)}")
-    if plot:
-        plots.draw(rows, plot)
-    for path in filter(None, (json_file, markdown, plot)):
+    try:
+        if plot:
+            plots.draw(rows, plot)
+    except ValueError as error:  # nobody could run
+        raise refuse(f"{plot} was not written: {error}") from error
+    for path in files:
         say(f"written: {path}")
+    if interrupted:
+        say("interrupted; the cases above are complete, others are missing")
+        raise typer.Exit(130)

@@ -1,0 +1,100 @@
+"""What `grokfused bench` writes: asked before anything is measured, and kept when Ctrl-C ends it."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from grokfused.lab.bench import command
+from grokfused.lab.bench.implementations import COPY, FUSED
+from grokfused.lab.bench.rows import measure
+from grokfused.lab.bench.sets import SETS, BenchSet
+from grokfused.lab.cli import app
+
+OPTIONS = ("--json", "--markdown", "--plot")
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, ["bench", "steps", "--seconds", "0", *map(str, arguments)])
+
+
+def options(folder: Path) -> list[str]:
+    return [f"{option}={folder / option.strip('-')}" for option in OPTIONS]
+
+
+@pytest.fixture
+def interrupted_in(monkeypatch):
+    """Returns a function that lets Ctrl-C be pressed in the case of that number, of two small ones."""
+    cases = {"first": [(9,), (3, 2)], "second": [(5,)]}
+    monkeypatch.setitem(SETS, "steps", BenchSet("", cases, [FUSED, COPY]))
+
+    def choose(number: int) -> None:
+        def measured(case: str, *others):
+            if case == list(cases)[number]:
+                signal.raise_signal(signal.SIGINT)
+            return measure(case, *others)
+
+        monkeypatch.setattr(command, "measure", measured)
+
+    return choose
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("/", "Is a directory"),
+        ("{tmp}", "Is a directory"),
+        ("/proc/run", "No such file or directory"),
+        ("{tmp}/missing/run", "No such file or directory"),
+        ("{tmp}/file/run", "Not a directory"),
+        ("{tmp}/" + 300 * "x", "File name too long"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
+    option, path, why, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(command, "measure", None)
+    (tmp_path / "file").write_text("as it was")
+    path = path.format(tmp=tmp_path)
+    result = run(option, path)
+    assert result.exit_code == 2
+    assert result.stderr == f"grokfused: {path} cannot be written ({why}): name a file that can be\n"
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("file", "as it was")]
+
+
+def test_ctrl_c_in_the_first_case_leaves_every_file_as_it_was(tmp_path, interrupted_in) -> None:
+    old, link = tmp_path / "json", tmp_path / "plot"
+    old.write_text("as it was")
+    link.symlink_to(tmp_path / "elsewhere")
+    interrupted_in(0)
+    result = run(*options(tmp_path))
+    assert result.exit_code == 130
+    assert result.output.splitlines()[-1] == "interrupted in the first case; nothing was written"
+    assert sorted(tmp_path.iterdir()) == [old, link]
+    assert old.read_text() == "as it was"
+
+
+def test_ctrl_c_later_keeps_the_cases_before(tmp_path, interrupted_in) -> None:
+    interrupted_in(1)
+    result = run(*options(tmp_path))
+    assert result.exit_code == 130
+    assert result.output.splitlines()[-1] == "interrupted; the cases above are complete, others are missing"
+    rows = json.loads((tmp_path / "json").read_text())["rows"]
+    assert [(row["case"], row["implementation"]) for row in rows] == [("first", FUSED), ("first", COPY)]
+    assert (tmp_path / "markdown").read_text().count("| first |") == 2
+    assert (tmp_path / "plot").read_bytes().startswith(b"\x89PNG")
+
+
+def test_where_nobody_could_run_the_figure_is_refused_and_the_rest_is_written(tmp_path, monkeypatch) -> None:
+    def absent(case, shapes, implementations, *_):
+        about = {"case": case, "dtype": "float32", "elements": 9, "tensors": 1, "others": 0.0}
+        return [{**about, "implementation": each.name, "why_not": "absent"} for each in implementations]
+
+    monkeypatch.setattr(command, "measure", absent)
+    result = run(*options(tmp_path))
+    assert result.exit_code == 2
+    assert "plot was not written: there is nothing to draw" in result.stderr
+    assert {file.name for file in tmp_path.iterdir()} == {"json", "markdown"}
