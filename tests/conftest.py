@@ -20,3 +20,16 @@ def set_threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def nothing_compiled_before() -> Iterator[None]:
+    """Lets each test compile by itself, and count its own breaks of the graph."""
+    from torch._dynamo.utils import counters  # only where it is needed: it takes long to import
+
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+    # The "eager" backend (torch 2.13) leaves a no_grad of the graph on where something raises in it.
+    assert torch.is_grad_enabled()

@@ -1,92 +1,28 @@
 """torch.compile: the step is one op of the graph, the same to the bit, and compiled once."""
 
 import copy
-import gc
-import pickle
-import weakref
-from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
-from stepping import OPTIONS, values
+from compiling import (
+    EXACT,
+    TRACES_BACKWARD,
+    Made,
+    Train,
+    assert_compiled_is_the_same,
+    assert_same,
+    loss_of,
+    made,
+    needs_traced_backward,
+)
 from torch import Tensor, nn
-from torch._dynamo.exc import Unsupported
 from torch._dynamo.utils import counters
 
-from grokfused import GrokAdam, GrokAdamW, compiled, step_in_backward
-from grokfused.lab.agreement import differing_bits
+from grokfused import GrokAdam
 
-# Keeps gradients exact, where "inductor" may round a model's arithmetic in another way than eager torch. It
-# hands copies of the parameters to the step, where "inductor" hands over the parameters themselves.
-EXACT = "aot_eager"
-# An experiment of torch's, without which every backward() is a break in the graph.
-TRACES_BACKWARD = hasattr(torch._dynamo.config, "trace_autograd_ops")
-needs_traced_backward = pytest.mark.skipif(
-    not TRACES_BACKWARD, reason="this torch breaks the graph at every backward()"
-)
-
-Made = tuple[nn.Module, GrokAdam]
-Train = Callable[[], Any]
-
-
-@pytest.fixture(autouse=True)
-def _nothing_compiled_before() -> Iterator[None]:
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
-    # The "eager" backend (torch 2.13) leaves a no_grad of the graph on where something raises in it.
-    assert torch.is_grad_enabled()
-
-
-def made(**options: Any) -> Made:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3))
-    return model, GrokAdamW(model.named_parameters(), **{**OPTIONS, **options})
-
-
-def set_grads(model: nn.Module, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for param in model.parameters():
-        param.grad = torch.randn(param.shape, generator=generator)
-
-
-def loss_of(model: nn.Module) -> Tensor:
-    return model(torch.ones(2, 7)).square().mean()
-
-
-def no_recompilation(step: int) -> Any:
-    tracing = {"trace_autograd_ops": True} if TRACES_BACKWARD else {}
-    return torch._dynamo.config.patch(error_on_recompile=step > 0, **tracing)
-
-
-def assert_same(found: GrokAdam, expected: GrokAdam) -> None:
-    ours, theirs = values(found), values(expected)
-    assert ours.keys() == theirs.keys()
-    assert not [name for name in ours if differing_bits(ours[name], theirs[name])]
-
-
-def assert_compiled_is_the_same(
-    make: Callable[[], Made],
-    train: Callable[[nn.Module, GrokAdam], Train],
-    before: Callable[[nn.Module, GrokAdam, int], Any] = lambda *_: None,
-    *,
-    backend: str = EXACT,
-    fullgraph: bool = True,
-) -> None:
-    """Trains twice, once compiled, and compares; with fullgraph nothing is compiled after the first step."""
-    plain, traced = make(), make()
-    eager = train(*plain)
-    fast = torch.compile(train(*traced), backend=backend, fullgraph=fullgraph)
-    for step in range(4):
-        for (model, optimizer), run in ((plain, eager), (traced, fast)):
-            set_grads(model, step)
-            before(model, optimizer, step)
-            with no_recompilation(step if fullgraph else 0):
-                run()
-    assert_same(traced[1], plain[1])
+pytestmark = pytest.mark.usefixtures("nothing_compiled_before")
 
 
 def only_the_step(_: nn.Module, optimizer: GrokAdam) -> Train:
@@ -253,212 +189,3 @@ def test_closures_and_hooks_are_traced() -> None:
         return lambda: optimizer.step(closure)
 
     assert_compiled_is_the_same(made, train)
-
-
-def sets_lr(_: nn.Module, optimizer: GrokAdam) -> Train:
-    def run() -> None:
-        optimizer.param_groups[0]["lr"] = 0.02
-        optimizer.step()
-
-    return run
-
-
-def sets_mask(_: nn.Module, optimizer: GrokAdam) -> Train:
-    mask = torch.arange(35).view(5, 7) % 3 > 0
-
-    def run() -> None:
-        optimizer.set_mask("0.weight", mask)
-        optimizer.step()
-
-    return run
-
-
-def reads_states(_: nn.Module, optimizer: GrokAdam) -> Train:
-    def run() -> int:
-        known = len(optimizer.state)
-        optimizer.step()
-        return known
-
-    return run
-
-
-def sets_gradient_to_none(model: nn.Module, optimizer: GrokAdam) -> Train:
-    def run() -> None:
-        model[0].weight.grad = None
-        optimizer.step()
-
-    return run
-
-
-def steps_in_backward(_: nn.Module, optimizer: GrokAdam) -> Train:
-    optimizer.zero_grad()
-    step_in_backward(optimizer)
-    return optimizer.step
-
-
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")  # of set_mask
-def test_masks_may_be_set_in_compiled_code() -> None:
-    assert_compiled_is_the_same(made, sets_mask, fullgraph=False)
-
-
-@pytest.mark.parametrize("train", [sets_lr, reads_states, sets_gradient_to_none])
-def test_the_graph_breaks_where_it_has_changed_what_the_op_reads(train) -> None:
-    assert_compiled_is_the_same(made, train, fullgraph=False)
-    assert any("_untraced_step" in reason for reason in counters["graph_break"])
-    model, optimizer = made()
-    set_grads(model, 0)
-    with pytest.raises(Unsupported):
-        torch.compile(train(model, optimizer), backend="eager", fullgraph=True)()
-
-
-def test_the_graph_breaks_where_the_step_was_taken_in_backward() -> None:
-    (model, plain), (twin, traced) = made(), made()
-    step_in_backward(plain)
-    step_in_backward(traced)
-    step = torch.compile(traced.step, backend="eager")
-    for _ in range(2):
-        for each, take in ((model, plain.step), (twin, step)):
-            loss_of(each).backward()
-            take()
-    assert_same(traced, plain)
-    twin[0].bias.grad = torch.ones(5)
-    with pytest.raises(RuntimeError, match="had to be stepped in the backward pass"):
-        step()
-
-
-@pytest.mark.parametrize("key", ["exp_avg", "step"])
-def test_a_graph_that_reads_the_states_it_steps_is_refused(key) -> None:
-    model, optimizer = made()
-    set_grads(model, 0)
-
-    def run() -> Tensor:
-        optimizer.step()
-        return optimizer.state[model[0].weight][key] * 2
-
-    before = [param.clone() for param in model.parameters()]
-    with pytest.raises(RuntimeError, match=r"reads optimizer\.state"):
-        torch.compile(run, backend=EXACT, fullgraph=True)()
-    assert all(map(torch.equal, model.parameters(), before))
-
-
-def test_one_optimizer_of_several_models_steps_the_one_that_was_trained() -> None:
-    def trained(compiled: bool) -> GrokAdam:
-        torch.manual_seed(0)
-        models = [nn.Linear(3, 2) for _ in range(2)]
-        optimizer = GrokAdam([param for model in models for param in model.parameters()], **OPTIONS)
-
-        def run(model: nn.Module) -> None:
-            torch._foreach_mul_([param.grad for param in model.parameters()], 2.0)
-            optimizer.step()
-
-        step = torch.compile(run, backend=EXACT, fullgraph=True) if compiled else run
-        for seed in range(4):
-            for number, model in enumerate(models):
-                set_grads(model, 2 * seed + number)
-            step(models[seed % 2])
-        return optimizer
-
-    assert_same(trained(compiled=True), trained(compiled=False))
-
-
-def test_optimizers_and_their_copies_are_told_apart() -> None:
-    step = torch.compile(lambda optimizer: optimizer.step(), backend="eager", fullgraph=True)
-    model, optimizer = made()
-    set_grads(model, 0)
-    step(optimizer)
-    pairs = [
-        made(),
-        copy.deepcopy((model, optimizer)),
-        pickle.loads(pickle.dumps((model, optimizer))),
-        (model, optimizer),
-    ]
-    twins = copy.deepcopy(pairs)
-    for number, (one, traced) in enumerate(pairs):
-        set_grads(one, number)
-        step(traced)
-    set_grads(model, 7)
-    with no_recompilation(1):
-        step(optimizer)
-    for number, (one, plain) in enumerate(twins):
-        set_grads(one, number)
-        plain.step()
-    set_grads(twins[-1][0], 7)
-    twins[-1][1].step()
-    for (_, traced), (_, plain) in zip(pairs, twins, strict=True):
-        assert_same(traced, plain)
-
-
-def test_compiled_code_keeps_no_optimizer_alive() -> None:
-    step = torch.compile(lambda optimizer: optimizer.step(), backend=EXACT, fullgraph=True)
-    model, optimizer = made()
-    set_grads(model, 0)
-    step(optimizer)
-    weight = model[0].weight
-    alive = [weakref.ref(each) for each in (optimizer, weight, optimizer.state[weight]["exp_avg"])]
-    name = optimizer._name
-    assert name in vars(compiled._groups)
-    del model, optimizer, weight
-    gc.collect()
-    assert [each() for each in alive] == [None] * 3
-    assert name not in vars(compiled._groups)
-    model, optimizer = made()
-    twin, plain = made()
-    for each in (model, twin):
-        set_grads(each, 1)
-    step(optimizer)
-    plain.step()
-    assert_same(optimizer, plain)
-
-
-def test_another_list_of_groups_is_refused() -> None:
-    model, optimizer = made()
-    step = torch.compile(optimizer.step, backend=EXACT, fullgraph=True)
-    set_grads(model, 0)
-    step()
-    optimizer.param_groups = list(optimizer.param_groups)
-    before = values(optimizer)
-    with pytest.raises(RuntimeError, match=r"exchanged for another list.*torch\.compiler\.reset"):
-        step()
-    after = values(optimizer)
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    torch.compiler.reset()
-    step()
-    assert optimizer.state[model[0].bias]["step"] == 2
-
-
-def test_a_group_that_has_lost_an_option_is_refused() -> None:
-    model, optimizer = made()
-    set_grads(model, 0)
-    step = torch.compile(optimizer.step, backend=EXACT, fullgraph=True)
-    step()
-    for name in ("lr", "betas", "seed"):
-        value = optimizer.param_groups[0].pop(name)
-        with pytest.raises(ValueError, match=rf"param_groups\[0\] has lost \['{name}'\]"):
-            step()
-        optimizer.param_groups[0][name] = value
-    step()
-    assert optimizer.state[model[0].bias]["step"] == 2
-
-
-def test_the_op_passes_the_checks_of_torch() -> None:
-    model, optimizer = made(lr=torch.tensor(0.1))
-    # The op counts the step in the optimizer, and torch's checks call it several times and compare: with
-    # gradients of 0 only the decay moves the parameters, as far in every step.
-    for param in model.parameters():
-        param.grad = torch.zeros_like(param)
-    torch.compile(optimizer.step, backend="eager", fullgraph=True)()
-    params = [param.detach().clone() for param in model.parameters()]
-    grads = [torch.zeros_like(param) for param in params]
-    arguments = (
-        params,
-        grads,
-        [torch.tensor(0.2)],
-        torch.tensor(4.0),
-        None,
-        (0,),
-        (0, 1, 2, 3),
-        optimizer._name,
-    )
-    found = torch.library.opcheck(torch.ops.grokfused.optimizer_step_.default, arguments)
-    assert set(found.values()) == {"SUCCESS"}
-    assert len(found) == 4
