@@ -89,7 +89,7 @@ def kind_of(param: Tensor) -> backends.Kind:
 def wrong_step(step: object) -> str | None:
     """Says what is wrong with a step count that someone else wrote, or returns None."""
     try:
-        count = float(step)  # type: ignore[arg-type]
+        count = float("" if isinstance(step, (str, bytes)) else step)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return f"must be a number of steps, got {step!r}"
     if not is_count(count):

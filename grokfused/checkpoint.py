@@ -5,6 +5,7 @@ another model is refused.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,17 +14,19 @@ import torch
 from torch import Tensor
 
 from grokfused.buckets import STATE_ARRAYS, check_state, wrong_step
+from grokfused.grad_scale import max_norm_of
 from grokfused.mask import check_mask, check_mode, pack, unpack, zero_left_out
 from grokfused.options import check_options
 from grokfused.plan import param_names
 from grokfused.sharding import unlike
-from grokfused.storage import ROUNDED_DTYPES, STATE_DTYPES, state_dtype_name, state_like
+from grokfused.storage import PARAM_DTYPES, ROUNDED_DTYPES, STATE_DTYPES, state_like
 
 TO_RESHARD = "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict spreads a state dict anew"
 NO_PLACE = (
     "torch.distributed.checkpoint reads only what the loading optimizer has a place for: "
     "load with planner=grokfused.dcp.LoadPlanner()"
 )
+GIVE = "give what an optimizer's state_dict() has returned"
 MASK = {"mask", "mask_mode"}  # of a saved state
 MASKS = "masks"  # of a saved group: how many of its parameters have one
 # The options of torch.optim.Adam and AdamW that are ours too; `decoupled_weight_decay` tells the two apart.
@@ -65,15 +68,60 @@ def _check_parts(state_dict: object) -> None:
         raise ValueError(f"a state dict must be a dict, got {type(state_dict).__name__}")
     for part, kind in parts.items():
         if not isinstance(state_dict.get(part), kind):
-            found = type(state_dict[part]).__name__ if part in state_dict else "none"
+            found = _kind(state_dict, part)
             raise ValueError(f"a state dict must have a {kind.__name__.lower()} {part!r}, got {found}")
 
 
-def _check_group(saved_group: Mapping[str, Any], defaults: Mapping[str, Any], name: str) -> None:
+def _kind(found: Mapping[str, Any], name: str) -> str:
+    return type(found[name]).__name__ if name in found else "none"
+
+
+def _check_members(saved_group: object, name: str) -> None:
+    if not isinstance(saved_group, dict):
+        raise ValueError(f"{name} must be a dict of options and 'params', got {type(saved_group).__name__}")
+    for part, of in {"params": (int, str), "param_names": (str,)}.items():
+        members = saved_group.get(part, () if part == "param_names" else None)
+        if not isinstance(members, (list, tuple)):
+            raise ValueError(f"{name}[{part!r}] must be a list, got {_kind(saved_group, part)}: {GIVE}")
+        for member in members:
+            if not isinstance(member, of):
+                kinds = " or ".join(kind.__name__ for kind in of)
+                raise ValueError(f"{name}[{part!r}] must hold {kinds}, got {type(member).__name__}: {GIVE}")
+
+
+def _check_keys(saved_groups: Sequence[Mapping[str, Any]], states: Mapping[Any, object]) -> None:
+    keys = Counter(key for saved_group in saved_groups for key in saved_group["params"])
+    twice = [key for key, count in keys.items() if count > 1]
+    if twice:
+        raise ValueError(f"the groups of the state dict name the parameters {twice} more than once: {GIVE}")
+    nobodys = [key for key in states if key not in keys]
+    if nobodys:
+        raise ValueError(f"the states {nobodys} belong to no parameter of the state dict's groups: {GIVE}")
+    for key, state in states.items():
+        if not isinstance(state, dict):
+            found = type(state).__name__
+            why = "leave the key out where there is no state"
+            raise ValueError(f"state[{key!r}] must be a dict of states, got {found}: {why}")
+
+
+def _check_group(saved_group: Mapping[str, Any], options: dict[str, Any], name: str) -> None:
     lost = [option for option in ADAM_OPTIONS if option not in saved_group]
     if lost:
         raise ValueError(f"{name} lacks {lost}: it is not a group of an Adam or AdamW")
-    check_options({**defaults, **saved_group})
+    try:
+        check_options(options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _check_masks(saved_group: Mapping[str, Any], states: Mapping[Any, Mapping[str, Any]], name: str) -> None:
+    count = _masks_of(saved_group, states)
+    wanted = saved_group.get(MASKS, count)
+    if isinstance(wanted, bool) or not isinstance(wanted, int):
+        found = type(wanted).__name__
+        raise ValueError(f"{name}[{MASKS!r}] must be the number of masks in it, got {found}: {GIVE}")
+    if count != wanted:
+        raise ValueError(f"{name} was saved with {wanted} masks, of which {count} came: {NO_PLACE}")
 
 
 def saved_states(
@@ -87,11 +135,13 @@ def saved_states(
         defaults: The options of a saved group that names only some (torch.optim's).
 
     Raises:
-        ValueError, TypeError: The state dict does not fit: other groups, options out of range, other shapes,
-            missing states, or states that would lose bits in the dtype they would get. Nothing was changed.
+        ValueError: The state dict does not fit: other groups, options out of range, other shapes, missing
+            states, or states that would lose bits in the dtype they would get. Nothing was changed.
     """
     _check_parts(state_dict)
-    saved_groups = state_dict["param_groups"]
+    saved_groups, states = state_dict["param_groups"], state_dict["state"]
+    for number, saved_group in enumerate(saved_groups):
+        _check_members(saved_group, f"param_groups[{number}]")
     sizes = [len(group["params"]) for group in groups]
     saved_sizes = [len(group["params"]) for group in saved_groups]
     if sizes != saved_sizes:
@@ -99,28 +149,25 @@ def saved_states(
             "loaded state dict contains a parameter group that doesn't match the size of "
             f"optimizer's group: it has groups of {saved_sizes} parameters, this optimizer {sizes}"
         )
+    _check_keys(saved_groups, states)
     found = []
+    every_option = [{**defaults, **saved_group} for saved_group in saved_groups]
     for number, (group, saved_group) in enumerate(zip(groups, saved_groups, strict=True)):
-        _check_group(saved_group, defaults, f"param_groups[{number}]")
-        dtype = STATE_DTYPES[state_dtype_name(saved_group.get("state_dtype", defaults["state_dtype"]))]
+        _check_group(saved_group, every_option[number], f"param_groups[{number}]")
+        dtype = STATE_DTYPES[every_option[number]["state_dtype"]]
         for param, key in zip(group["params"], saved_group["params"], strict=True):
-            state = state_dict["state"].get(key, {})
-            if state:
-                _check_state(param, state, dtype, f"state[{key}]")
+            if state := states.get(key):
+                _check_state(param, state, dtype, f"state[{key!r}]")
                 found.append((param, dtype, state))
-        count, wanted = _masks_of(saved_group, state_dict["state"]), saved_group.get(MASKS)
-        if wanted is not None and count != wanted:
-            raise ValueError(f"a group was saved with {wanted} masks, of which {count} came: {NO_PLACE}")
-    named = {key for saved_group in saved_groups for key in saved_group["params"]}
-    nobodys = [key for key, state in state_dict["state"].items() if state and key not in named]
-    if nobodys:
-        raise ValueError(f"the states {nobodys} belong to no parameter of the state dict's groups")
+        _check_masks(saved_group, states, f"param_groups[{number}]")
+    max_norm_of(every_option)
     return found
 
 
-def _check_state(param: Tensor, state: object, dtype: torch.dtype, name: str) -> None:
-    if not isinstance(state, Mapping):
-        raise ValueError(f"{name} must be a dict of states, got {type(state).__name__}")
+def _check_state(param: Tensor, state: Mapping[str, Any], dtype: torch.dtype, name: str) -> None:
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.is_meta and not param.is_meta:
+            raise ValueError(f"{name}[{key!r}] is on the meta device and has no values: load them first")
     if MASK & set(state):
         try:
             check_mask(state.get("mask"), param, f"{name}'s parameter", any_device=True)
@@ -142,8 +189,9 @@ def _check_state(param: Tensor, state: object, dtype: torch.dtype, name: str) ->
 def _check_array(param: Tensor, value: object, dtype: torch.dtype | None, name: str) -> None:
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a tensor of its parameter's shape, got {type(value).__name__}")
-    if value.layout is not torch.strided:
-        raise ValueError(f"{name} must be a dense tensor, got layout {value.layout}")
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+        raise ValueError(f"{name} must be a dense tensor, got {kind}: make it dense")
     if value.shape != param.shape:
         raise ValueError(
             f"{name} has shape {list(value.shape)}, its parameter {list(param.shape)}: "
@@ -152,9 +200,13 @@ def _check_array(param: Tensor, value: object, dtype: torch.dtype | None, name: 
     difference = unlike(param, value)
     if difference:
         raise ValueError(f"{name} {difference}: {TO_RESHARD}")
-    if dtype is None:  # it is of the parameter, which may be of another dtype by now: a step looks
+    if dtype is None:  # Kahan's rest: of a rounded parameter, which may be of another dtype by now
         if value.dtype not in ROUNDED_DTYPES:
-            raise ValueError(f"{name} must be bfloat16 or float16, got {value.dtype}")
+            raise ValueError(f"{name} must be bfloat16 or float16, got {value.dtype}: convert it first")
+    elif value.dtype not in (torch.float64, *PARAM_DTYPES):
+        raise ValueError(
+            f"{name} must be float32, bfloat16 or float16, got {value.dtype}: convert the saved state first"
+        )
     elif torch.promote_types(value.dtype, dtype) is not dtype:
         larger = f"make the optimizer with state_dtype={value.dtype}, or "
         raise ValueError(
@@ -167,17 +219,18 @@ def _check_array(param: Tensor, value: object, dtype: torch.dtype | None, name: 
 def owned_state(param: Tensor, dtype: torch.dtype, saved: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a state of its own memory, like the parameter's: torch's loader would cast and share."""
     state = dict(saved)
+    if "kahan_comp" in state and state["kahan_comp"].dtype != param.dtype:
+        del state["kahan_comp"]  # as in a step: what one rounding cut off says nothing of another's values
     for key in STATE_ARRAYS:
         if key in state:
-            own = state[key].dtype if key == "kahan_comp" else dtype  # a step looks whether it fits
+            own = param.dtype if key == "kahan_comp" else dtype
             state[key] = state_like(param, own, state[key])
     if "mask" in state:
         mask, mode = state["mask"].to(param.device), state.pop("mask_mode")
         state["mask"] = pack(mask, param, mode)
         if mode == "zero":
             zero_left_out(mask, [state[key] for key in STATE_ARRAYS if key in state])
-    step = torch.as_tensor(state["step"], dtype=torch.float32, device="cpu").reshape(())
-    state["step"] = step.detach().cpu().clone()
+    state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu")
     return state
 
 
@@ -207,7 +260,7 @@ def loading(optimizer: Any, state_dict: Mapping[str, Any]) -> Iterator[None]:
 
     def check(_: object, final: Mapping[str, Any] | None = None) -> None:
         for param, dtype, state in saved_states(
-            optimizer.param_groups, final or state_dict, optimizer.defaults
+            optimizer.param_groups, state_dict if final is None else final, optimizer.defaults
         ):
             owned[param] = owned_state(param, dtype, state)  # now: whatever fails changes nothing
 

@@ -262,11 +262,12 @@ class GrokAdam(Masking, Optimizer):
         """Loads a state dict; states keep the dtype they were saved in and get memory of their own.
 
         Takes the state dicts of torch.optim.Adam and AdamW too: the moments are adopted and the slow
-        gradient starts at the next gradient.
+        gradient starts at the next gradient. ``kahan_comp`` of a parameter that has another dtype by now is
+        left out, as in a step: what one rounding cut off says nothing of another's values.
 
         Raises:
-            ValueError: The state dict does not fit (other groups, other shapes, missing states or masks,
-                or a dtype that would lose bits). Nothing was changed.
+            ValueError: The state dict does not fit (other groups, options out of range, other shapes, missing
+                states, masks or values, or a dtype that would lose bits). Nothing was changed.
         """
         with loading(self, state_dict):
             super().load_state_dict(state_dict)

@@ -1,6 +1,7 @@
 """What does not fit is refused whole."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -98,6 +99,35 @@ def with_an_unknown_state_dtype(saved: dict[str, Any]) -> None:
     saved["param_groups"][1]["state_dtype"] = "float8_e4m3fn"
 
 
+def put(value: object, *path: object) -> Callable[[dict[str, Any]], None]:
+    """Returns what puts a value at a place of the state dict."""
+
+    def spoil(saved: dict[str, Any]) -> None:
+        found: Any = saved
+        for key in path[:-1]:
+            found = found[key]
+        found[path[-1]] = value
+
+    shown = f"{value.dtype} {value.device}" if isinstance(value, torch.Tensor) else value
+    spoil.__name__ = f"with {shown} at {path}"
+    return spoil
+
+
+def without_the_params_of_a_group(saved: dict[str, Any]) -> None:
+    del saved["param_groups"][1]["params"]
+
+
+def with_a_nested_moment(saved: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is a prototype
+        saved["state"][3]["exp_avg"] = torch.nested.nested_tensor(list(saved["state"][3]["exp_avg"]))
+
+
+def with_a_mask_without_values(saved: dict[str, Any]) -> None:
+    saved["state"][3].update(mask=torch.ones(6, 5, dtype=torch.bool, device="meta"), mask_mode="zero")
+
+
+GROUP = ("param_groups", 1)
 MISFITS: dict[Callable[[dict[str, Any]], None], str] = {
     of_other_shapes: r"state\[3\]\['exp_avg'\] has shape \[6, 4\], its parameter \[6, 5\]",
     with_one_array_of_another_shape: r"state\[3\]\['grad_ema'\] has shape \[5, 6\].*another model",
@@ -126,6 +156,33 @@ MISFITS: dict[Callable[[dict[str, Any]], None], str] = {
     with_an_option_out_of_range: r"Invalid learning rate: -0.25",
     without_states: r"must have a mapping 'state', got NoneType",
     with_an_unknown_state_dtype: r"state_dtype must be .*float8_e4m3fn",
+    put([3, 4], "param_groups"): r"param_groups\[0\] must be a dict of options and 'params', got int",
+    put("ab", "param_groups"): r"param_groups\[0\] must be a dict of options and 'params', got str",
+    without_the_params_of_a_group: r"param_groups\[1\]\['params'\] must be a list, got none: give what",
+    put(3, *GROUP, "params"): r"param_groups\[1\]\['params'\] must be a list, got int: give what",
+    put([2, [3]], *GROUP, "params"): r"param_groups\[1\]\['params'\] must hold int or str, got list: give",
+    put([2, 0], *GROUP, "params"): r"name the parameters \[0\] more than once: give what",
+    put(3, *GROUP, "param_names"): r"param_groups\[1\]\['param_names'\] must be a list, got int: give what",
+    put([3, 4], *GROUP, "param_names"): r"param_groups\[1\]\['param_names'\] must hold str, got int: give",
+    put(torch.ones(3), *GROUP, "masks"): r"param_groups\[1\]\['masks'\] must be the number of .*got Tensor",
+    put(None, *GROUP, "masks"): r"param_groups\[1\]\['masks'\] must be the number of .*got NoneType",
+    put(1, *GROUP, "masks"): r"param_groups\[1\] was saved with 1 masks, of which 0 came",
+    put(torch.ones(3), *GROUP, "eps"): r"param_groups\[1\]: eps must be a finite number >= 0, got tensor",
+    put(torch.ones(3), *GROUP, "amsgrad"): r"param_groups\[1\]: amsgrad must be True or False, got tensor",
+    put(1.5, *GROUP, "max_grad_norm"): r"max_grad_norm .*equal in all groups, got \[None, 1.5\]",
+    put({}, "state", 9): r"the states \[9\] belong to no parameter.*: give what",
+    put(None, "state", 0): r"state\[0\] must be a dict of states, got NoneType: leave the key out",
+    put([], "state", 0): r"state\[0\] must be a dict of states, got list: leave the key out",
+    put("3", "state", 3, "step"): r"state\[3\]\['step'\] must be a number of steps, got '3'",
+    **{
+        put(torch.ones(6, 5, dtype=dtype), "state", 3, "exp_avg"): (
+            rf"state\[3\]\['exp_avg'\] must be float32, bfloat16 or float16, got {dtype}: convert"
+        )
+        for dtype in (torch.int64, torch.bool, torch.float8_e4m3fn)
+    },
+    put(torch.ones(6, 5, device="meta"), "state", 3, "exp_avg"): r"'exp_avg'\] is on the meta device and has",
+    with_a_mask_without_values: r"state\[3\]\['mask'\] is on the meta device and has no values",
+    with_a_nested_moment: r"state\[3\]\['exp_avg'\] must be a dense tensor, got a nested tensor",
 }
 
 

@@ -193,6 +193,21 @@ def test_a_rest_of_other_bits_or_another_shape_is_refused() -> None:
         assert torch.equal(param, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_the_rest_of_another_dtype_than_the_parameters_is_not_loaded(dtype) -> None:
+    source = GrokAdamW([new_param(40)], **OPTIONS, param_rounding="kahan")
+    train(source, 2)
+    saved = copy.deepcopy(source.state_dict())
+    loaded, without = (GrokAdamW([new_param(40, dtype)], **OPTIONS) for _ in range(2))
+    loaded.load_state_dict(saved)
+    assert "kahan_comp" not in loaded.state[loaded.param_groups[0]["params"][0]]
+    del saved["state"][0]["kahan_comp"]
+    without.load_state_dict(saved)
+    for optimizer in loaded, without:
+        train(optimizer, 2, seed=9)
+    assert_same(loaded, without)
+
+
 def test_an_overflow_under_a_loss_scale_leaves_the_rest() -> None:
     optimizer = GrokAdamW([new_param(40)], **OPTIONS, param_rounding="kahan")
     train(optimizer, 2)

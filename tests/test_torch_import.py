@@ -59,3 +59,21 @@ def test_torch_optims_half_precision_states_are_widened_exactly() -> None:
     optimizer.load_state_dict(torchs.state_dict())
     for key in ("exp_avg", "exp_avg_sq"):
         assert differing_bits(optimizer.state[adopted[0]][key], torchs.state[param][key].float()) == 0
+
+
+@pytest.mark.parametrize("step", [3, 3.0, torch.tensor(3), torch.tensor([3.0])], ids=repr)
+def test_what_else_torch_and_its_schedulers_write_is_kept(step) -> None:
+    model = torch.nn.Linear(3, 2)
+    torchs = torch.optim.AdamW(model.named_parameters(), **ADAM)
+    torch.optim.lr_scheduler.StepLR(torchs, 5)
+    train(torchs, 3)
+    saved = torchs.state_dict()
+    for state in saved["state"].values():
+        state["step"] = step
+    optimizer = GrokAdamW(model.parameters())
+    optimizer.load_state_dict(saved)
+    group = optimizer.param_groups[0]
+    assert (group["param_names"], group["initial_lr"]) == (["weight", "bias"], ADAM["lr"])
+    assert [(state["step"].shape, state["step"].item()) for state in optimizer.state.values()] == 2 * [
+        ((), 3)
+    ]
