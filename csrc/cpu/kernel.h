@@ -102,7 +102,8 @@ GROK_CPU_CLONES void run_selected(const Slice& slice, int64_t begin, int64_t end
 }
 
 // Fetches what will be read where words keep something. Where few do, the processor sees no pattern in what
-// is read, and would wait for each.
+// is read, and would wait for each; and between tiles, while their words are spread out, it would read
+// nothing.
 template <class Step>
 void prefetch_used(const Slice& slice, int64_t begin, int64_t end) {
   for (int64_t word = begin / kLanes; word < end / kLanes; ++word) {
@@ -142,7 +143,8 @@ void run_masked(const Slice& slice, int64_t begin, int64_t end, const Scalars& s
     const Words words(slice.mask, begin, stop);
     for (Kept kept; begin < stop; begin = kept.end) {
       kept = words.full == words.all ? Kept{stop, true, true} : look(slice.mask, begin, stop, words.sparse());
-      if (words.sparse()) prefetch_used<Step>(slice, begin + kAhead, std::min(end, kept.end + kAhead));
+      if (words.full != words.all)
+        prefetch_used<Step>(slice, begin + kAhead, std::min(end, kept.end + kAhead));
       if (kept.all)
         run_range<Step>(slice, begin, kept.end, scalars, key);
       else if (kept.any)
