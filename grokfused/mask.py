@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
 
 from grokfused.reference import LANES, kept_elements, memory_order
 from grokfused.sharding import local, sharded_like, unlike
@@ -160,6 +159,8 @@ def from_prune(module: nn.Module) -> dict[str, Tensor]:
     Raises:
         ValueError: Nothing in the module is pruned.
     """
+    from torch.nn.utils import prune  # an import of its own that few need
+
     masks = {}
     for path, child in list(module.named_modules()):
         for name in [name for name in child._parameters if name.endswith("_orig")]:

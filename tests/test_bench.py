@@ -215,8 +215,7 @@ def test_the_native_step_is_counted_though_the_profiler_does_not_see_it() -> Non
     step = ours().make(parameters(SMALL))
     step()
     seen = probes.probe(step, "cpu")
-    # The native kernel, and what makes a tensor of the scalars.
-    assert 1 < seen.launches < 8
+    assert seen.launches == 1
     assert seen.peak_extra_bytes < 1000
     many = probes.probe(IMPLEMENTATIONS["AdamW(for-loop)"].make(parameters(SMALL)), "cpu")
     assert many.launches > 10 * len(SMALL)
