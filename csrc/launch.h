@@ -94,8 +94,11 @@ class Launch {
   uintptr_t take_scalars(const pybind11::list& table) {
     scalars_.resize(table.size());
     float* field = &scalars_.data()->step;
-    for (const pybind11::handle row : table)
-      for (const pybind11::handle number : row.cast<pybind11::tuple>()) *field++ = number.cast<double>();
+    for (const pybind11::handle row : table) {
+      const auto numbers = row.cast<pybind11::tuple>();
+      if (numbers.size() != kScalarCount) fail("a row of scalars is ", kScalarCount, " numbers long");
+      for (const pybind11::handle number : numbers) *field++ = static_cast<float>(number.cast<double>());
+    }
     return reinterpret_cast<uintptr_t>(scalars_.data());
   }
 
@@ -155,8 +158,8 @@ class Launch {
     for (size_t k = 0; k < kStates; ++k) {
       if (names_[k].is_none()) continue;
       PyObject* found = entry(state, names_[k]);
-      if (!found || !read(found, tensor)) fail("a launch takes states that are dense tensors");
-      *addresses[k] = remember(k + 1);
+      repeatable_ = repeatable_ && found && read(found, tensor);  // no dict: some other mapping
+      if (repeatable_) *addresses[k] = remember(k + 1);
     }
     work_.slices.push_back(slice);
   }
