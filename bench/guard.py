@@ -56,10 +56,19 @@ GUARDED = {
 }
 
 
+class CannotStep(RuntimeError):
+    """What a commit could not do, and the folder it is in."""
+
+    def __init__(self, folder: Path, why: str) -> None:
+        super().__init__(why)
+        self.folder = folder
+
+
 class Worker:
     """A process that steps the optimizer of the commit in a folder."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         script = Path(__file__).with_name("guard_worker.py")
         path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
@@ -82,14 +91,14 @@ class Worker:
         self.process.stdin.flush()
         answer = self._answer()
         if isinstance(answer, str):
-            raise RuntimeError(answer)
+            raise CannotStep(self.folder, answer)
         return float(answer)
 
     def _answer(self) -> Any:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"a worker ended with exit code {self.process.wait()}")
+            raise CannotStep(self.folder, f"a worker ended with exit code {self.process.wait()}")
         return json.loads(line)
 
     def close(self) -> None:
@@ -178,7 +187,7 @@ def main(
     seconds: Annotated[float, typer.Option(help="How long a case is measured.", min=0)] = 12.0,
     restarts: Annotated[int, typer.Option(help="In how many new processes.", min=1)] = 3,
 ) -> None:
-    """Compares the step's time in two commits; exits with 1 when a case got slower, or none ran."""
+    """Compares the step's time in two commits; exits with 1 when a case got slower or lost, or none ran."""
     folders = built(base), built(new)
     shown = Table(title=f"{new} against {base}, one step on the CPU")
     for column in ("case", f"{base} ms", f"{new} ms", "ratio (quartiles)", "noise", ""):
@@ -187,8 +196,11 @@ def main(
     for name, case in track(GUARDED.items(), "measuring", transient=True):
         try:
             found = compared(case, *folders, seconds, restarts)
-        except RuntimeError as error:
-            shown.add_row(name, "", "", "", "", escape(f"not compared: {error}"))
+        except CannotStep as error:
+            lost = error.folder == folders[1] != folders[0]  # the base, which is asked first, can do it
+            slower += lost
+            what = "[red]lost[/red]" if lost else "not compared"
+            shown.add_row(name, "", "", "", "", f"{what}: {escape(str(error))}")
             continue
         judged, slower = judged + 1, slower + found.slower
         median, low, high = found.ratio

@@ -264,7 +264,7 @@ def test_the_command_measures_shows_and_writes(tmp_path, monkeypatch) -> None:
     assert seen == expected
     assert record["machine"]["torch"] == torch.__version__
     with_demo = sum(len(SETS[name].implementations) for name in sets if "demo" in SETS[name].cases)
-    assert made["markdown"].read_text().count("| demo | ") == with_demo
+    assert made["markdown"].read_text().count(" · demo | ") == with_demo
     assert made["plot"].read_bytes().startswith(b"\x89PNG")
     assert NARROW in result.stdout
     # What the repository promises can be read from such a run.
@@ -313,6 +313,8 @@ def test_the_command_measures_what_is_chosen(monkeypatch, tmp_path) -> None:
         (["--only", "Lion"], "no implementation's name holds 'Lion'"),
         (["--dtype", "float64"], "there is no dtype 'float64'; there are: float32"),
         (["--device", "tpu"], "there is no device 'tpu'; there are: cpu, cuda"),
+        (["--json", "/tmp/../tmp/run", "--plot", "/tmp/run"], "must name different files"),
+        (["--only", ""], "no implementation's name holds ''"),
         (["--json", "/nowhere/run.json"], "/nowhere/run.json cannot be written"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

@@ -5,9 +5,10 @@ import signal
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
-from grokfused.lab.bench import command
+from grokfused.lab.bench import command, show
 from grokfused.lab.bench.implementations import COPY, FUSED
 from grokfused.lab.bench.rows import measure
 from grokfused.lab.bench.sets import SETS, BenchSet
@@ -84,7 +85,7 @@ def test_ctrl_c_later_keeps_the_cases_before(tmp_path, interrupted_in) -> None:
     assert result.output.splitlines()[-1] == "interrupted; the cases above are complete, others are missing"
     rows = json.loads((tmp_path / "json").read_text())["rows"]
     assert [(row["case"], row["implementation"]) for row in rows] == [("first", FUSED), ("first", COPY)]
-    assert (tmp_path / "markdown").read_text().count("| first |") == 2
+    assert (tmp_path / "markdown").read_text().count(" · first |") == 2
     assert (tmp_path / "plot").read_bytes().startswith(b"\x89PNG")
 
 
@@ -98,3 +99,19 @@ def test_where_nobody_could_run_the_figure_is_refused_and_the_rest_is_written(tm
     assert result.exit_code == 2
     assert "plot was not written: there is nothing to draw" in result.stderr
     assert {file.name for file in tmp_path.iterdir()} == {"json", "markdown"}
+
+
+def test_what_looks_like_markup_is_shown_as_it_is(capsys) -> None:
+    why = "pip install 'grokfused[bench]': shape [/5, 5]"
+    show.print_table(
+        Console(), "a [red] case", [{"implementation": "a peer", "why_not": why, "others": 0.0, "case": "a"}]
+    )
+    shown = capsys.readouterr().out
+    assert why in shown
+    assert "a [red] case" in shown
+
+
+def test_one_case_of_two_sets_is_two_tables() -> None:
+    about = {"case": "demo", "dtype": "float32", "elements": 5, "tensors": 1, "why_not": "absent"}
+    titles = [title for title, _ in show.groups([{"set": name, **about} for name in ("steps", "clipping")])]
+    assert titles == [f"{name} · demo: 5 elements in 1 tensors" for name in ("steps", "clipping")]

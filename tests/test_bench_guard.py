@@ -42,6 +42,20 @@ def test_what_a_commit_cannot_do_is_said() -> None:
         times(Case([(3,)], {"no_option": 1}), [ROOT], seconds=0.0)
 
 
+@pytest.mark.parametrize(("who", "exit_code"), [("new", 1), ("base", 0)])
+def test_a_case_that_only_the_new_commit_cannot_do_is_lost(monkeypatch, who, exit_code) -> None:
+    def compared(case, base, new, *_) -> guard.Verdict:
+        if case is guard.GUARDED["demo"]:
+            raise guard.CannotStep({"base": base, "new": new}[who], "no such option")
+        return verdict([1.0, 1.0], [1.0, 1.0], [1.0, 1.0])
+
+    monkeypatch.setattr(guard, "built", Path)
+    monkeypatch.setattr(guard, "compared", compared)
+    with pytest.raises(guard.typer.Exit) as ended:
+        guard.main("old", "young", 0.0, 1)
+    assert ended.value.exit_code == exit_code
+
+
 def test_a_worker_that_imports_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"imported .* instead"):
         Worker(tmp_path)

@@ -49,7 +49,7 @@ def chosen(names: list[str], cases: list[str], only: list[str]) -> dict[str, Ben
     known = {**CASES, **{case: shapes for name in names for case, shapes in SETS[name].cases.items()}}
     _checked("case", cases, known)
     for text in only:
-        if not any(text in name for name in ALL):
+        if not text or not any(text in name for name in ALL):
             raise refuse(f"no implementation's name holds {text!r}; there are: {'; '.join(ALL)}")
     return {
         name: BenchSet(
@@ -145,13 +145,15 @@ def bench(
     plot: Annotated[Path | None, typer.Option(help="Writes rooflines and curves there, as PNG.")] = None,
 ) -> None:
     """Measures optimizer steps side by side: time, bandwidth, launches and memory, on this machine."""
-    names, dtypes = names or ["steps"], dtype or ["float32"]
+    names, dtypes = names or ["steps"], list(dict.fromkeys(dtype or ["float32"]))
     _checked("device", [device], CLOCKS)
     _checked("dtype", dtypes, DTYPES)
     if device == "cuda" and not torch.cuda.is_available():
         raise refuse("--device cuda: torch finds no NVIDIA GPU here")
     sets = chosen(names, case or [], only or [])
     files = [path for path in (json_file, markdown, plot) if path]
+    if len({os.path.realpath(path) for path in files}) < len(files):
+        raise refuse("--json, --markdown and --plot must name different files")
     for path in files:
         _check_writable(path)
     turns = Turns(seconds, slowest=max(SLOWEST, SLOWEST_SHARE * seconds))

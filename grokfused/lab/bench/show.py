@@ -9,6 +9,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from grokfused.lab.bench.implementations import FOREACH_EMA, FUSED, OURS
 from grokfused.lab.bench.rows import Row
@@ -39,7 +40,8 @@ def groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
     def title(row: Row) -> str:
         dtype = "" if row["dtype"] == "float32" else f", {row['dtype']}"
-        return f"{row['case']}{dtype}: {row['elements']:,} elements in {row['tensors']:,} tensors"
+        case = f"{row['set']} · {row['case']}" if "set" in row else row["case"]  # of two sets, two tables
+        return f"{case}{dtype}: {row['elements']:,} elements in {row['tensors']:,} tensors"
 
     return [(name, sorted(found, key=order)) for name, found in groupby(rows, title)]
 
@@ -91,13 +93,15 @@ def cells(row: Row) -> list[str]:
 
 def table(title: str, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> Table:
     """Returns the rows of one case for a terminal."""
-    shown = Table(title=title, title_justify="left", box=SIMPLE)
+    # As text: what a peer raises may look like markup.
+    shown = Table(title=Text(title), title_justify="left", box=SIMPLE)
     for column in columns:
         name = column == "implementation"
         shown.add_column(column, justify="left" if name else "right", no_wrap=not name)
     for row in rows:
         every = dict(zip(COLUMNS, cells(row), strict=False))
-        shown.add_row(*(every.get(column, "") for column in columns), style="dim" if "why_not" in row else "")
+        own = (Text(every.get(column, "")) for column in columns)
+        shown.add_row(*own, style="dim" if "why_not" in row else "")
     return shown
 
 
