@@ -160,5 +160,8 @@ def grad_factor(group: Mapping[str, Any]) -> float:
 
 
 def scalar_table(rows: Sequence[Scalars]) -> Tensor:
-    """Returns the rows rounded to float32 (the one rounding there is): [rows, fields of Scalars]."""
+    """Returns the rows rounded to float32: [rows, fields of Scalars].
+
+    A repeated native step rounds them itself, alike (csrc/launch.h).
+    """
     return torch.from_numpy(numpy.array(rows, dtype=numpy.float32, ndmin=2))
