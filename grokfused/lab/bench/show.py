@@ -33,6 +33,8 @@ LEGEND = (
 def groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     """Returns the rows of each case, the fastest first, the copy and those that could not run last."""
 
+    several = len({row.get("set") for row in rows}) > 1
+
     def order(row: Row) -> tuple[int, float]:
         if "why_not" in row:
             return 2, 0.0
@@ -40,7 +42,7 @@ def groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
     def title(row: Row) -> str:
         dtype = "" if row["dtype"] == "float32" else f", {row['dtype']}"
-        case = f"{row['set']} · {row['case']}" if "set" in row else row["case"]  # of two sets, two tables
+        case = f"{row['set']} · {row['case']}" if several else row["case"]  # of two sets, two tables
         return f"{case}{dtype}: {row['elements']:,} elements in {row['tensors']:,} tensors"
 
     return [(name, sorted(found, key=order)) for name, found in groupby(rows, title)]
