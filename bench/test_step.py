@@ -1,8 +1,8 @@
-"""The pytest-benchmark suite: every implementation on every case, ``make bench``.
+"""The pytest-benchmark suite, ``make bench``: whom the sets of ``grokfused bench`` compare, case by case.
 
 Groups are cases, so that pytest-benchmark's own tools compare implementations (``--benchmark-compare``,
 ``--benchmark-histogram``); ``-k demo`` measures one case. It does not interleave: where a difference is
-small, ``grokfused bench`` decides.
+small, or another combination of case and implementation is asked for, ``grokfused bench`` decides.
 """
 
 from __future__ import annotations
@@ -16,24 +16,35 @@ from grokfused.lab.bench.cases import CASES, elements
 from grokfused.lab.bench.implementations import Place
 from grokfused.lab.bench.peers import ALL
 from grokfused.lab.bench.rows import ready, reason
+from grokfused.lab.bench.sets import SETS
 
 SECONDS, MOST_ROUNDS = 0.5, 201  # of one benchmark
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CURVES = ("parameters", "tensors")  # sets whose cases differ in one number: a figure shows them, no group
+PAIRS = sorted(
+    {
+        (case, name)
+        for which, bench in SETS.items()
+        if which not in CURVES
+        for case in bench.cases
+        for name in bench.implementations
+    },
+    key=lambda pair: (list(CASES).index(pair[0]), list(ALL).index(pair[1])),
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own
 
 
-@pytest.mark.parametrize("implementation", ALL.values(), ids=ALL)
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-@pytest.mark.parametrize("case", CASES)
-def test_step(case, dtype, implementation, benchmark) -> None:
-    benchmark.group = f"{case}, {str(dtype).removeprefix('torch.')}"
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("case", "name"), PAIRS)
+def test_step(case, name, dtype, benchmark) -> None:
+    benchmark.group = f"{case}, {dtype}"
     try:
-        contender = ready(implementation, CASES[case], Place(dtype=dtype))
+        contender = ready(ALL[name], CASES[case], Place(dtype=DTYPES[dtype]))
     except Exception as error:  # what a peer raises is its row
-        pytest.skip(f"{implementation.name}: {reason(error)}")
+        pytest.skip(f"{name}: {reason(error)}")
     count = elements(CASES[case])
     moved = contender.bytes_per_element
     benchmark.extra_info.update(elements=count, bytes_per_element=moved, bytes=count * moved)
     rounds = max(5, min(MOST_ROUNDS, math.ceil(SECONDS / contender.seconds)))
-    benchmark.pedantic(contender.step, setup=contender.reset, rounds=rounds, warmup_rounds=2)
+    benchmark.pedantic(contender.step, setup=contender.reset, rounds=rounds, warmup_rounds=1)

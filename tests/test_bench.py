@@ -333,11 +333,12 @@ def test_there_is_nothing_to_draw_of_rows_that_say_why_not(tmp_path) -> None:
 
 def test_pytest_benchmark_runs_groups_and_compares_the_suite(tmp_path, monkeypatch, capsys) -> None:
     path = tmp_path / "run.json"
-    chosen = [f"bench/test_step.py::test_step[demo-float32-{name}]" for name in (FUSED, COPY)]
+    chosen = [f"bench/test_step.py::test_step[demo-{name}-float32]" for name in (FUSED, COPY)]
     run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
-    run.append(f"--benchmark-json={path}")
+    run += [f"--benchmark-json={path}", f"--benchmark-histogram={tmp_path / 'histogram'}"]
     shown = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "benchmark 'demo, float32': 2 tests" in shown
+    assert len(list(tmp_path.glob("histogram*.svg"))) == 1
     found = json.loads(path.read_text())["benchmarks"]
     assert {bench["extra_info"]["bytes_per_element"] for bench in found} == {28, 8}
     monkeypatch.setattr(sys, "argv", ["pytest-benchmark", "compare", str(path), "--columns=median"])

@@ -1,6 +1,8 @@
 """What `grokfused bench` writes: asked before anything is measured, and kept when Ctrl-C ends it."""
 
+import errno
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -115,3 +117,14 @@ def test_one_case_of_two_sets_is_two_tables() -> None:
     about = {"case": "demo", "dtype": "float32", "elements": 5, "tensors": 1, "why_not": "absent"}
     titles = [title for title, _ in show.groups([{"set": name, **about} for name in ("steps", "clipping")])]
     assert titles == [f"{name} · demo: 5 elements in 1 tensors" for name in ("steps", "clipping")]
+
+
+@pytest.mark.usefixtures("interrupted_in")
+def test_a_disk_that_fills_while_it_is_measured_is_told(monkeypatch, tmp_path) -> None:
+    def full(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    result = run(*options(tmp_path))
+    assert result.exit_code == 2
+    assert "json cannot be written (No space left on device): name a file" in result.stderr

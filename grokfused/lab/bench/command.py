@@ -7,6 +7,7 @@ import os
 import shlex
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -104,16 +105,23 @@ def _said(names: list[str], **options: list[Any] | None) -> str:
     return shlex.join(words)
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Exits where a file cannot be written, before anything is measured or on a disk that is full by now."""
+    try:
+        yield
+    except OSError as error:
+        raise refuse(f"{path} cannot be written ({error.strerror}): name a file that can be") from error
+
+
 def _check_writable(path: Path) -> None:
     """Exits where a file cannot be written, and leaves none that was not there."""
     file = Path(os.path.realpath(path))  # of a link to a file that is not there, that file
-    try:
+    with _writing(path):
         new = not file.exists()
         file.open("ab").close()  # os.access says yes of /proc, and to root of every folder
         if new:
             file.unlink()
-    except OSError as error:
-        raise refuse(f"{path} cannot be written ({error.strerror}): name a file that can be") from error
 
 
 def _measured(runs: Iterator[list[Row]], note: Callable[[list[Row]], None]) -> tuple[list[Row], bool]:
@@ -130,7 +138,7 @@ def _measured(runs: Iterator[list[Row]], note: Callable[[list[Row]], None]) -> t
 
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(help=f"Sets: {', '.join(SETS)}.", metavar="[SET]...")
+        list[str] | None, typer.Argument(help=f"Sets: {', '.join(SETS)}.", metavar="SET")
     ] = None,
     case: Annotated[list[str] | None, typer.Option(help="Only this case; may be repeated.")] = None,
     only: Annotated[
@@ -163,7 +171,8 @@ def bench(
 
     def keep(rows: list[Row]) -> None:
         if json_file:  # after each case: what was measured is not lost when a later one is killed
-            json_file.write_text(json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
+            with _writing(json_file):
+                json_file.write_text(json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
 
     rows, interrupted = _measured(run(sets, [Place(device, DTYPES[each]) for each in dtypes], turns), keep)
     if interrupted and not rows:
@@ -171,10 +180,12 @@ def bench(
         raise typer.Exit(130)
     console.print(show.LEGEND, highlight=False, markup=False)
     if markdown:
-        markdown.write_text(f"{show.where(where)}\n{show.LEGEND}\n\n{show.markdown(rows)}")
+        with _writing(markdown):
+            markdown.write_text(f"{show.where(where)}\n{show.LEGEND}\n\n{show.markdown(rows)}")
     try:
         if plot:
-            plots.draw(rows, plot)
+            with _writing(plot):
+                plots.draw(rows, plot)
     except ValueError as error:  # nobody could run
         raise refuse(f"{plot} was not written: {error}") from error
     for path in files:

@@ -32,7 +32,6 @@ LEGEND = (
 
 def groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     """Returns the rows of each case, the fastest first, the copy and those that could not run last."""
-
     several = len({row.get("set") for row in rows}) > 1
 
     def order(row: Row) -> tuple[int, float]:
@@ -84,7 +83,7 @@ def cells(row: Row) -> list[str]:
         row["implementation"],
         f"{_number(ms['median'])} ({_number(ms['low'])}-{_number(ms['high'])})",
         f"{row['bytes_per_element']:g}",
-        f"{row['gigabytes_per_second']:.1f}",
+        _number(row["gigabytes_per_second"]),
         f"{share['median']:.2f}" if share else "-",
         *(_ratio(row, base) for base in RATIOS.values()),
         _number(row["host_milliseconds"]["median"]),
