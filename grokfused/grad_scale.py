@@ -19,6 +19,7 @@ Groups = Sequence[Mapping[str, Any]]
 GradScale = Mapping[str, Tensor]  # the op's grad_scale and found_inf, those there are
 # As torch.nn.utils.clip_grad_norm_ has it: a norm of 0 divides nothing.
 EPS = 1e-6
+PIECE = 2**19  # elements: 2 MB of float32, which the allocator keeps and a cache holds
 
 
 def given_scale(optimizer: object) -> GradScale:
@@ -91,9 +92,19 @@ def _norm(alike: list[Tensor]) -> Tensor:
     """Returns the norm of float32 gradients, or of 16-bit ones of one dtype and device."""
     if alike[0].dtype is torch.float32:
         return torch.nn.utils.get_total_norm(alike)
-    each: list[Tensor] = list(torch._foreach_norm(alike, 2.0, dtype=torch.float32))
+    pieces = [piece for grad in alike for piece in _pieces(grad)]
+    each: list[Tensor] = list(torch._foreach_norm(pieces, 2.0, dtype=torch.float32))
     norm: Tensor = torch.linalg.vector_norm(torch.stack(each))
     return norm
+
+
+def _pieces(grad: Tensor) -> Sequence[Tensor]:
+    """Returns a 16-bit gradient in parts: to sum one in float32, torch converts it, on a CPU in memory."""
+    spread = hasattr(grad, "device_mesh")  # a DTensor, of which a part may be another process's
+    if spread or grad.device.type != "cpu" or grad.numel() <= PIECE or not grad.is_contiguous():
+        return [grad]
+    pieces: Sequence[Tensor] = grad.view(-1).split(PIECE)
+    return pieces
 
 
 def _whole(norm: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from stepping import BACKENDS, OPTIONS, values
 
 from grokfused import GrokAdamW
-from grokfused.grad_scale import total_norm
+from grokfused.grad_scale import PIECE, total_norm
 from grokfused.lab.agreement import differing_bits
+from grokfused.lab.bench.probes import probe
 
 SHAPES = ([], [1], [7], [31, 33], [4097])
 SCALE = 1024.0
@@ -144,6 +145,17 @@ def test_sixteen_bit_gradients_have_a_norm_in_float32(backend, dtype) -> None:
         param.grad = grad
     GrokAdamW(params, **OPTIONS, max_grad_norm=1.0, backend=backend).step()
     assert all(param.isfinite().all() and param.ne(0).any() for param in params)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_norm_of_large_sixteen_bit_gradients_is_of_all_of_them_and_copies_none(dtype) -> None:
+    random = torch.Generator().manual_seed(0)
+    large = torch.randn(3 * PIECE + 7, generator=random).to(dtype)
+    transposed = torch.randn(2, PIECE, generator=random).to(dtype).t()
+    expected = torch.cat([large.double(), transposed.double().reshape(-1)]).norm().float()
+    # Tolerance: torch adds millions of squares in float32, ten thousands one after the other.
+    torch.testing.assert_close(total_norm([large, transposed]), expected, rtol=1e-4, atol=0)
+    assert probe(lambda: total_norm([large]), "cpu").peak_extra_bytes < 1.01 * 4 * PIECE
 
 
 def test_the_norm_of_float32_gradients_is_torchs_own() -> None:
