@@ -20,13 +20,12 @@ from grokfused.lab.bench.sets import SETS
 
 SECONDS, MOST_ROUNDS = 0.5, 201  # of one benchmark
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-CURVES = ("parameters", "tensors")  # sets whose cases differ in one number: a figure shows them, no group
 PAIRS = sorted(
     {
         (case, name)
-        for which, bench in SETS.items()
-        if which not in CURVES
+        for bench in SETS.values()
         for case in bench.cases
+        if case in CASES  # those of a curve differ in one number: a figure shows them
         for name in bench.implementations
     },
     key=lambda pair: (list(CASES).index(pair[0]), list(ALL).index(pair[1])),
