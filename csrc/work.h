@@ -13,26 +13,43 @@
 
 namespace grokfused {
 
-// Checked by whoever made it, who also keeps the memory alive. The numbers (scalars, steps, grad_scale,
-// found_inf) lie on the host, or on the device of the slices, where only the kernel can read them.
+// Checked by whoever made it, who also keeps the memory alive. The numbers (scalars, step counters,
+// grad_scale, found_inf) lie on the host, or on the device of the slices, where only the kernel can read
+// them. On the host, whoever made it has looked at found_inf, and advances the step counters.
 struct Work {
   std::vector<Slice> slices;
   std::vector<int64_t> rows;          // slice -> its row of scalars
   const Scalars* scalars = nullptr;   // the table
-  float* steps = nullptr;             // slice -> its step counter, which becomes its row's step
   const float* grad_scale = nullptr;  // divides the gradients; null: by 1
-  const float* found_inf = nullptr;   // where it is not 0, nothing changes; null: 0
+  const float* found_inf = nullptr;   // on the device: where it is not 0, nothing changes; null: 0
   bool numbers_on_device = false;
   int32_t device_index = 0;
   uint32_t seed = 0;
 };
 
-inline MaskMode checked_mask_mode(int64_t mode) {
-  if (mode != 0 && mode != 1) fail("mask_modes must be 0 (zero) or 1 (freeze), got ", mode);
-  return static_cast<MaskMode>(mode);
+// What steps any work of one kind. A value: two of them are equal where they do the same.
+struct Kernel {
+  void (*run)(const Work&, const Choices&);
+  Choices choices;
+  std::vector<StateRow> states;  // the arrays that it reads and writes, in the order of Slice::states
+
+  void operator()(const Work& work) const { run(work, choices); }
+  bool operator==(const Kernel& other) const { return run == other.run && choices == other.choices; }
+};
+
+template <class... Rows>
+std::vector<StateRow> listed(StateRows<Rows...>) {
+  return {Rows::kRow...};
 }
 
-using Kernel = void (*)(const Work&);
+// The arrays that a step reads and writes, in the order of Slice::states.
+template <class Step>
+std::vector<StateRow> state_rows(const Choices& choices) {
+  std::vector<StateRow> rows = listed(typename Step::States{});
+  if (choices.keeps_rest()) rows.push_back(KahanComp::kRow);
+  return rows;
+}
+
 using ChooseKernel = Kernel (*)(const Policies&);
 
 // Device ("cpu", "cuda") -> its kernels. Each backend's file enters its own when the library is loaded.

@@ -1,22 +1,18 @@
-// The op's registration for CUDA. The kernels are compiled in the files of their parameters' formats.
-#include "../op.h"
+// The kernels of CUDA, compiled in the files of their parameters' formats, enter the table of kernels.
 #include "launcher.h"
 
 namespace grokfused {
 namespace {
 
 Kernel choose_cuda_kernel(const Policies& policies) {
-  Kernel kernel = nullptr;
-  with_param_format(policies.param_dtype,
-                    [&](auto format) { kernel = cuda::kernel_for<decltype(format)>(policies); });
-  return kernel;
+  switch (param_format_named(policies.param_dtype)) {
+    case Format::kBFloat16: return cuda::kernel_for<BFloat16>(policies);
+    case Format::kFloat16: return cuda::kernel_for<Float16>(policies);
+    default: return cuda::kernel_for<Float32>(policies);
+  }
 }
 
 const RegisterKernels registered("cuda", choose_cuda_kernel);
-
-STABLE_TORCH_LIBRARY_IMPL(grokfused, CUDA, library) {
-  library.impl("adamw_step_", &adamw_step<choose_cuda_kernel>);
-}
 
 }  // namespace
 }  // namespace grokfused

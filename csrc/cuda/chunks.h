@@ -22,7 +22,6 @@ inline int32_t chunk_count(int64_t size) {
 // The numbers of a step that only the device knows; null where they are on the host, or not given.
 struct DeviceNumbers {
   const Scalars* scalars;
-  float* steps;
   const float *grad_scale, *found_inf;
 };
 
@@ -35,6 +34,7 @@ struct Table {
   const int32_t* first_chunks;  // [tensors + 1]
   int32_t tensors;
   uint32_t seed;
+  Choices choices;
   DeviceNumbers numbers;
 
   // The tensor that a chunk belongs to: the last one that begins at or before it.
@@ -63,16 +63,19 @@ struct Table {
 // A table that owns its memory and travels as the kernel's argument: 32,764 bytes is what CUDA 12.1 and
 // later take on sm_70 and later.
 struct ArgumentTable {
-  static constexpr int32_t kTensors = 304, kRows = 64;
+  static constexpr int32_t kTensors = 256, kRows = 64;
   Slice slices[kTensors];
   Scalars scalars[kRows];  // unused where numbers.scalars is set
   int32_t rows[kTensors];
   int32_t first_chunks[kTensors + 1];
   int32_t tensors;
   uint32_t seed;
+  Choices choices;
   DeviceNumbers numbers;
 
-  GROK_HD Table table() const { return {slices, scalars, rows, first_chunks, tensors, seed, numbers}; }
+  GROK_HD Table table() const {
+    return {slices, scalars, rows, first_chunks, tensors, seed, choices, numbers};
+  }
 };
 static_assert(sizeof(ArgumentTable) <= 32764, "a kernel takes no more");
 
@@ -95,12 +98,14 @@ struct LaunchPlan {
   std::vector<int32_t> rows, first;
   DeviceNumbers numbers{};
   uint32_t seed;
+  Choices choices;
 
-  LaunchPlan(const Work& work, size_t begin, size_t end)
+  LaunchPlan(const Work& work, const Choices& choices, size_t begin, size_t end)
       : slices(work.slices.begin() + begin, work.slices.begin() + end),
         first(first_chunks(slices)),
-        seed(work.seed) {
-    if (work.numbers_on_device) numbers = {work.scalars, work.steps + begin, work.grad_scale, work.found_inf};
+        seed(work.seed),
+        choices(choices) {
+    if (work.numbers_on_device) numbers = {work.scalars, work.grad_scale, work.found_inf};
     std::map<int64_t, int32_t> places;  // row of the work -> row of the plan
     for (size_t t = begin; t < end; ++t) {
       const int64_t row = work.rows[t];
@@ -128,6 +133,7 @@ struct LaunchPlan {
     std::copy(first.begin(), first.end(), table.first_chunks);
     table.tensors = tensors();
     table.seed = seed;
+    table.choices = choices;
     table.numbers = numbers;
     return table;
   }

@@ -1,5 +1,7 @@
 // The one kernel: it moves memory, the mathematics has its home in csrc/step. It must not know torch;
-// tests/cuda_shim.cpp compiles this very file for the CPU.
+// tests/cuda_shim.cpp compiles this very file for the CPU. Compiled apart is what moves other bytes: formats,
+// and the arrays of a filter and of AMSGrad. Whatever else is chosen is the same for a whole launch, and
+// asked for.
 //
 // Memory: 36 bytes per float32 element with the EMA filter (reads param, grad, exp_avg, exp_avg_sq,
 // grad_ema: 20; writes all but grad: 16), 28 without; 24 with bfloat16 states. Parameters of 16 bits take 6
@@ -8,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../step/element_step.h"
 #include "chunks.h"
@@ -15,124 +18,153 @@
 namespace grokfused {
 
 constexpr int kThreads = 256;
-constexpr uintptr_t kAlignment = 16;  // bytes of the widest load there is
+constexpr int kAlignment = 16;  // bytes of the widest load there is
 
-// Values that are read or written at once.
-template <class Storage, int kWidth>
-struct alignas(kAlignment) Pack {
-  typename Storage::Stored values[kWidth];
+// A step, and in which formats its arrays are.
+template <class ParamFormat, class StateFormat, class ElementStep>
+struct StoredStep {
+  using Param = ParamFormat;
+  using State = StateFormat;
+  using Step = ElementStep;
+  using States = typename ElementStep::States;
+  static constexpr bool kHas16Bits =
+      sizeof(typename Param::Stored) == 2 || sizeof(typename State::Stored) == 2;
+  static constexpr int kWidth = kHas16Bits ? 8 : 4;  // elements that a thread steps at once
+  static constexpr bool kCanKeepRest = sizeof(typename Param::Stored) == 2;
+};
 
-  GROK_HD static Pack& in(void* array, int64_t i) { return *static_cast<Pack*>(at<Storage>(array, i)); }
-  GROK_HD static const Pack& in(const void* array, int64_t i) {
-    return *static_cast<const Pack*>(at<Storage>(array, i));
+// Values that are read or written at once: 16 bytes or a multiple of it, or a single one.
+template <class ArrayFormat, int kWidth>
+struct alignas(kWidth == 1 ? sizeof(typename ArrayFormat::Stored) : kAlignment) Pack {
+  using Format = ArrayFormat;
+  typename Format::Stored values[kWidth];
+
+  static GROK_HD Pack& in(void* array, int64_t i) {
+    return *reinterpret_cast<Pack*>(static_cast<typename Format::Stored*>(array) + i);
+  }
+  static GROK_HD const Pack& in(const void* array, int64_t i) {
+    return *reinterpret_cast<const Pack*>(static_cast<const typename Format::Stored*>(array) + i);
+  }
+  GROK_HD float widened(int k) const { return Format::widen(values[k]); }
+  GROK_HD void round(int k, float value, Rounding rounding, uint32_t random_bits) {
+    values[k] = rounded<Format>(value, rounding, random_bits);
   }
 };
 
-// kWidth elements from one index on, as packs of 16 bytes or a multiple of it. All are read before the
-// first is used, so that their loads are in flight together.
-template <class Step>
-struct Packs {
-  static constexpr bool kHas16Bits =
-      sizeof(typename Step::Param::Stored) == 2 || sizeof(typename Step::State::Stored) == 2;
-  static constexpr int kWidth = kHas16Bits ? 8 : 4;
-  using ParamPack = Pack<typename Step::Param, kWidth>;
-  using StatePack = Pack<typename Step::State, kWidth>;
+template <class Stored, class Row, int kWidth>
+struct StatePack {
+  using Format = std::conditional_t<Row::kRow.like_param, typename Stored::Param, typename Stored::State>;
+  Pack<Format, kWidth> pack;
+};
 
+template <class Stored, class Rows, int kWidth>
+struct StatePacks;
+
+template <class Stored, class... Rows, int kWidth>
+struct StatePacks<Stored, StateRows<Rows...>, kWidth> : StatePack<Stored, Rows, kWidth>... {};
+
+// kWidth elements from one index on. All are read before the first is used, so that their loads are in flight
+// together.
+template <class Stored, int kWidth>
+struct Packs : StatePacks<Stored, typename Stored::States, kWidth> {
+  using ParamPack = Pack<typename Stored::Param, kWidth>;
   ParamPack param, grad, kahan_comp;
-  StatePack exp_avg, exp_avg_sq, max_exp_avg_sq, grad_ema;
 
-  GROK_HD void load(const Slice& slice, int64_t i) {
-    const Slice here = this->slice(0, 0);
-    grad = ParamPack::in(slice.grad, i);
-    Step::each_written([&](auto array, auto storage) {
-      using In = Pack<decltype(storage), kWidth>;
-      In::in(here.*array, 0) = In::in(slice.*array, i);
-    });
+  template <class Row>
+  GROK_HD auto& state(Row) {
+    return static_cast<StatePack<Stored, Row, kWidth>&>(*this).pack;
   }
 
-  GROK_HD void store(const Slice& slice, int64_t i) {
-    const Slice here = this->slice(0, 0);
-    Step::each_written([&](auto array, auto storage) {
-      using In = Pack<decltype(storage), kWidth>;
-      In::in(slice.*array, i) = In::in(here.*array, 0);
-    });
+  // Calls use(pack, array) for every array that a step writes.
+  template <class Use>
+  GROK_HD void each_written(const Slice& slice, const Choices& choices, Use&& use) {
+    use(param, slice.param);
+    Stored::States::each([&](auto row, int place) { use(state(row), slice.states[place]); });
+    if constexpr (Stored::kCanKeepRest) {
+      if (!choices.keeps_rest()) return;
+      void* rest = slice.states[Stored::States::kCount];
+      assume_global(rest);  // once more: the compiler forgets it where branches meet
+      use(kahan_comp, rest);
+    }
+  }
+
+  GROK_HD void load(const Slice& slice, const Choices& choices, int64_t i) {
+    grad = ParamPack::in(slice.grad, i);
+    each_written(slice, choices, [&](auto& pack, const void* array) { pack = pack.in(array, i); });
+  }
+
+  GROK_HD void store(const Slice& slice, const Choices& choices, int64_t i) {
+    each_written(slice, choices, [&](auto& pack, void* array) { pack.in(array, i) = pack; });
+  }
+
+  GROK_HD void step(const Scalars& scalars, const Choices& choices, uint32_t random_key, uint32_t first) {
+    const bool draws =
+        choices.param_rounding == Rounding::kStochastic || choices.state_rounding == Rounding::kStochastic;
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) {
+      typename Stored::Step::Element element;
+      element.param = param.widened(k);
+      if constexpr (Stored::kCanKeepRest)
+        if (choices.keeps_rest()) element.param = element.param + kahan_comp.widened(k);
+      element.grad = grad.widened(k);
+      Stored::States::each([&](auto row, int) { element.*decltype(row)::kField = state(row).widened(k); });
+      Stored::Step::run(element, scalars, choices.decay);
+      const uint32_t bits = draws ? random_bits(random_key, first + static_cast<uint32_t>(k)) : 0;
+      param.round(k, element.param, choices.param_rounding, param_draw(bits));
+      if constexpr (Stored::kCanKeepRest)
+        if (choices.keeps_rest())
+          kahan_comp.round(k, cut_off<typename Stored::Param>(element.param), Rounding::kNearest, 0);
+      Stored::States::each([&](auto row, int) {
+        state(row).round(k, element.*decltype(row)::kField, choices.state_rounding, state_draw(bits));
+      });
+    }
   }
 
   // Takes back, from the arrays, what the mask does not keep.
-  GROK_HD void leave_out(const Slice& slice, int64_t i, uint32_t kept) {
-    const Slice here = this->slice(0, 0);
-    Step::each_written([&](auto array, auto storage) {
-      using In = Pack<decltype(storage), kWidth>;
-      const In before = In::in(slice.*array, i);
-      In& stepped = In::in(here.*array, 0);
+  GROK_HD void leave_out(const Slice& slice, const Choices& choices, int64_t i, uint32_t kept) {
+    each_written(slice, choices, [&](auto& pack, const void* array) {
+      const auto before = pack.in(array, i);
 #pragma unroll
-      for (int k = 0; k < kWidth; ++k) {
-        const Where where(kept_bits(kept, k), slice.mask_mode);
-        stepped.values[k] = of_bits<typename decltype(storage)::Stored>(
-            masked(where, stored_bits(stepped.values[k]), stored_bits(before.values[k])));
-      }
+      for (int k = 0; k < kWidth; ++k)
+        pack.values[k] =
+            masked_stored(Where(kept_bits(kept, k), slice.mask_mode), pack.values[k], before.values[k]);
     });
   }
 
-  // The packs as a slice of their own: what steps it is the same Step::run.
-  GROK_HD Slice slice(uint32_t random_key, uint32_t first) {
-    return {param.values,
-            grad.values,
-            exp_avg.values,
-            exp_avg_sq.values,
-            max_exp_avg_sq.values,
-            grad_ema.values,
-            kahan_comp.values,
-            nullptr,
-            kWidth,
-            random_key,
-            first,
-            MaskMode::kZero};
+  // Elements of which the mask keeps none. Their states are 0 since the mask was set; their parameters are
+  // looked at, because any code may write those.
+  GROK_HD void clear(const Slice& slice, const Choices& choices, int64_t i) {
+    if (slice.mask_mode == MaskMode::kFreeze) return;
+    param = ParamPack::in(slice.param, i);
+    uint32_t bits = 0;
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) bits |= stored_bits(param.values[k]);
+    if (bits == 0) return;
+    each_written(slice, choices, [&](auto& pack, void* array) {
+      pack = {};
+      pack.in(array, i) = pack;
+    });
   }
 
   // True when every array of the slice begins where a pack may.
-  GROK_HD static bool fits(const Slice& slice) {
+  static GROK_HD bool fits(const Slice& slice, const Choices& choices) {
     uintptr_t addresses = reinterpret_cast<uintptr_t>(slice.grad);
-    Step::each_written([&](auto array, auto) { addresses |= reinterpret_cast<uintptr_t>(slice.*array); });
+    Packs{}.each_written(slice, choices,
+                         [&](auto&, void* array) { addresses |= reinterpret_cast<uintptr_t>(array); });
     return addresses % kAlignment == 0;
   }
 };
 
-template <class Step>
-GROK_HD void assume_arrays_global(const Slice& slice) {
-  assume_global(slice.grad);
-  Step::each_written([&](auto array, auto) { assume_global(slice.*array); });
-}
-
-// Elements of which the mask keeps none. Their states are 0 since the mask was set; their parameters are
-// looked at, because any code may write those.
-template <class Step>
-GROK_HD void run_pruned(const Slice& slice, int64_t i) {
-  constexpr int kWidth = Packs<Step>::kWidth;
-  if (slice.mask_mode == MaskMode::kFreeze) return;
-  const typename Packs<Step>::ParamPack param = Packs<Step>::ParamPack::in(slice.param, i);
-  uint32_t bits = 0;
-#pragma unroll
-  for (int k = 0; k < kWidth; ++k) bits |= stored_bits(param.values[k]);
-  if (bits == 0) return;
-  Step::each_written([&](auto array, auto storage) {
-    using In = Pack<decltype(storage), kWidth>;
-    In::in(slice.*array, i) = In{};
-  });
-}
-
-template <class Step>
-GROK_HD void run_packs(const Slice& slice, int64_t i, const Scalars& scalars) {
-  constexpr int kWidth = Packs<Step>::kWidth;
+// kWidth elements from i on.
+template <class Stored, int kWidth>
+GROK_HD void run_packs(const Slice& slice, const Choices& choices, int64_t i, const Scalars& scalars) {
   const uint32_t kept = kept_lanes(slice.mask, i, kWidth), all = kept_lanes(nullptr, i, kWidth);
-  if (kept == 0) return run_pruned<Step>(slice, i);
-  Packs<Step> packs;
-  packs.load(slice, i);
-  const Slice loaded = packs.slice(slice.random_key, slice.first + static_cast<uint32_t>(i));
-#pragma unroll
-  for (int k = 0; k < kWidth; ++k) Step::run(loaded, k, scalars);
-  if (kept != all) packs.leave_out(slice, i, kept);
-  packs.store(slice, i);
+  Packs<Stored, kWidth> packs;
+  if (kept == 0) return packs.clear(slice, choices, i);
+  packs.load(slice, choices, i);
+  packs.step(scalars, choices, slice.random_key, slice.first + static_cast<uint32_t>(i));
+  if (kept != all) packs.leave_out(slice, choices, i, kept);
+  packs.store(slice, choices, i);
 }
 
 // The gradients overflowed under the loss scale.
@@ -148,34 +180,60 @@ GROK_HD Scalars scalars_of(const Table& table, int32_t tensor) {
   return unscaled(table.scalars_of(tensor), grad_scale);
 }
 
-GROK_HD void advance(const DeviceNumbers& numbers, int32_t tensor, float step) {
-  if (!numbers.steps) return;
-  assume_global(numbers.steps);
-  numbers.steps[tensor] = step;
+GROK_HD void advance(float* counter, float step) {
+  if (!counter) return;
+  assume_global(counter);
+  *counter = step;
+}
+
+// The elements from `begin` on, at most a chunk of them: counted from there, indices of 32 bits suffice for a
+// loop. A chunk begins with a word of the mask. (With arrays of another shape than the parameter's, their
+// places are counted from their own beginnings; a block that a storage needs whole lies in one chunk.)
+template <class Stored>
+GROK_HD Slice chunk_of(const Slice& slice, const Choices& choices, int64_t begin, uint32_t key) {
+  Slice part = slice;
+  using Param = typename Stored::Param::Stored;
+  part.param = static_cast<Param*>(slice.param) + begin;
+  part.grad = static_cast<const Param*>(slice.grad) + begin;
+  assume_global(part.grad);
+  assume_global(part.param);
+  const auto move = [&](auto format, int place) {
+    part.states[place] = static_cast<typename decltype(format)::Stored*>(slice.states[place]) + begin;
+    assume_global(part.states[place]);
+  };
+  Stored::States::each(
+      [&](auto row, int place) { move(typename StatePack<Stored, decltype(row), 1>::Format{}, place); });
+  if constexpr (Stored::kCanKeepRest)
+    if (choices.keeps_rest()) move(typename Stored::Param{}, Stored::States::kCount);
+  const int64_t rest = slice.size - begin;
+  part.size = rest < kChunkSize ? rest : kChunkSize;
+  if (part.mask) part.mask += begin / kLanes;
+  part.random_key = key;
+  part.first = slice.first + static_cast<uint32_t>(begin);
+  return part;
 }
 
 // One block steps one chunk. A tensor that is not aligned, or the rest of one of odd size, goes element
-// by element through the same Step::run.
-template <class Step, class Source>
+// by element through the same run_packs.
+template <class Stored, class Source>
 __global__ void __launch_bounds__(kThreads, 1) adamw_kernel(const __grid_constant__ Source source) {
-  constexpr int kWidth = Packs<Step>::kWidth;
+  constexpr int kWidth = Stored::kWidth;
   const Table table = source.table();
   if (is_cancelled(table.numbers)) return;
+  const Choices choices = table.choices;
   const int32_t chunk = static_cast<int32_t>(blockIdx.x), tensor = table.tensor_of(chunk);
   const int thread = static_cast<int>(threadIdx.x);
   const Slice slice = table.slices[tensor];
   const Scalars scalars = scalars_of(table, tensor);
   const uint32_t key = random_key(table.seed, static_cast<uint32_t>(scalars.step));
-  const int64_t begin = table.begin_of(chunk, tensor), rest = slice.size - begin;
-  Slice part = Step::part(slice, begin, rest < kChunkSize ? rest : kChunkSize, key);
-  if (part.mask) part.mask += begin / kLanes;  // a chunk begins with a word
-  assume_arrays_global<Step>(part);
+  const int64_t begin = table.begin_of(chunk, tensor);
+  const Slice part = chunk_of<Stored>(slice, choices, begin, key);
   const int size = static_cast<int>(part.size);
-  const int body = Packs<Step>::fits(part) ? size / kWidth * kWidth : 0;
-  for (int i = thread * kWidth; i < body; i += kThreads * kWidth) run_packs<Step>(part, i, scalars);
-  for (int i = body + thread; i < size; i += kThreads)
-    Step::run_where(part, i, scalars, Where(kept_bits(kept_lanes(part.mask, i, 1), 0), part.mask_mode));
-  if (thread == 0 && begin == 0) advance(table.numbers, tensor, scalars.step);
+  const int body = Packs<Stored, kWidth>::fits(part, choices) ? size / kWidth * kWidth : 0;
+  for (int i = thread * kWidth; i < body; i += kThreads * kWidth)
+    run_packs<Stored, kWidth>(part, choices, i, scalars);
+  for (int i = body + thread; i < size; i += kThreads) run_packs<Stored, 1>(part, choices, i, scalars);
+  if (thread == 0 && begin == 0) advance(slice.step, scalars.step);
 }
 
 }  // namespace grokfused

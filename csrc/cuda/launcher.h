@@ -35,7 +35,7 @@ class DeviceMemory {
                  "the table of a launch cannot be copied");
     table_.pointers = {at<Slice>(slices),  at<Scalars>(scalars), at<int32_t>(rows),
                        at<int32_t>(first), plan.tensors(),       plan.seed,
-                       plan.numbers};
+                       plan.choices,       plan.numbers};
   }
   DeviceMemory(const DeviceMemory&) = delete;
   ~DeviceMemory() { cudaFreeAsync(memory_, stream_); }
@@ -60,14 +60,14 @@ class DeviceMemory {
   DeviceTable table_{};
 };
 
-template <class Step>
+template <class Stored>
 void launch(const LaunchPlan& plan, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(plan.chunks());
   if (plan.fits_argument()) {
-    adamw_kernel<Step><<<blocks, kThreads, 0, stream>>>(plan.argument_table());
+    adamw_kernel<Stored><<<blocks, kThreads, 0, stream>>>(plan.argument_table());
   } else {
     const DeviceMemory memory(plan, stream);
-    adamw_kernel<Step><<<blocks, kThreads, 0, stream>>>(memory.table());
+    adamw_kernel<Stored><<<blocks, kThreads, 0, stream>>>(memory.table());
   }
   cuda_succeed(cudaGetLastError(), "the kernel cannot be launched");
 }
@@ -84,29 +84,31 @@ inline bool is_captured(cudaStream_t stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
-template <class Step>
-void run_all(const Work& work) {
+template <class Stored>
+void run(const Work& work, const Choices& choices) {
   const torch::stable::accelerator::DeviceGuard guard(work.device_index);
   const cudaStream_t stream = current_stream(work.device_index);
   const bool captured = is_captured(stream);
   if (captured && !work.numbers_on_device)
     fail("a CUDA graph would replay this step's numbers for ever: make the optimizer with capturable=True, ",
          "and take one step before the capture");
-  if (!work.numbers_on_device && work.found_inf && *work.found_inf != 0) return;
   // A graph keeps a kernel's arguments, but not a table of which the host's copy is gone when it is replayed.
   const size_t count = work.slices.size(), most = captured ? size_t{ArgumentTable::kTensors} : count;
   for (size_t begin = 0; begin < count; begin += most)
-    launch<Step>(LaunchPlan(work, begin, std::min(count, begin + most)), stream);
-  if (work.numbers_on_device) return;
-  for (size_t t = 0; t < count; ++t) work.steps[t] = work.scalars[work.rows[t]].step;
+    launch<Stored>(LaunchPlan(work, choices, begin, std::min(count, begin + most)), stream);
 }
 
 // The kernel for parameters of one format. Compiled for each in a file of its own, which a build runs side by
 // side.
 template <class Format>
 Kernel kernel_for(const Policies& policies) {
-  Kernel kernel = nullptr;
-  with_element_step<Format>(policies, [&](auto step) { kernel = &run_all<decltype(step)>; });
+  Kernel kernel{nullptr, choices_of(policies), {}};
+  with_element_step(policies, [&](auto step) {
+    kernel.states = state_rows<decltype(step)>(kernel.choices);
+    with_state_format(kernel.choices.state, [&](auto state) {
+      kernel.run = run<StoredStep<Format, decltype(state), decltype(step)>>;
+    });
+  });
   return kernel;
 }
 

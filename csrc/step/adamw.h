@@ -12,28 +12,51 @@
 
 namespace grokfused {
 
-// L2 regularisation, as torch.optim.Adam: the decay passes through the moments.
-struct CoupledDecay {
-  static GROK_HD void apply(Element& element, const Scalars& scalars) {
-    element.grad = element.grad + scalars.weight_decay * element.param;
-  }
+struct ExpAvg {
+  static constexpr StateRow kRow{"exp_avg", /*like_param=*/false};
+  float exp_avg = 0;
+  static constexpr auto kField = &ExpAvg::exp_avg;
 };
 
-// As torch.optim.AdamW: the decay acts on the parameter alone.
-struct DecoupledDecay {
-  static GROK_HD void apply(Element& element, const Scalars& scalars) {
-    element.param = element.param * scalars.param_scale;
-  }
+struct ExpAvgSq {
+  static constexpr StateRow kRow{"exp_avg_sq", /*like_param=*/false};
+  float exp_avg_sq = 0;
+  static constexpr auto kField = &ExpAvgSq::exp_avg_sq;
 };
+
+struct MaxExpAvgSq {
+  static constexpr StateRow kRow{"max_exp_avg_sq", /*like_param=*/false};
+  float max_exp_avg_sq = 0;
+  static constexpr auto kField = &MaxExpAvgSq::max_exp_avg_sq;
+};
+
+using Moments = StateRows<ExpAvg, ExpAvgSq>;
+
+enum class Decay : uint8_t {
+  kCoupled,    // L2 regularisation, as torch.optim.Adam: the decay passes through the moments
+  kDecoupled,  // as torch.optim.AdamW: the decay acts on the parameter alone
+};
+
+template <class Element>
+GROK_HD void apply_decay(Element& element, const Scalars& scalars, Decay decay) {
+  if (decay == Decay::kCoupled)
+    element.grad = element.grad + scalars.weight_decay * element.param;
+  else
+    element.param = element.param * scalars.param_scale;
+}
 
 struct CurrentSecondMoment {
-  static constexpr bool kUsesMax = false;
-  static GROK_HD float choose(Element& element) { return element.exp_avg_sq; }
+  using States = StateRows<>;
+  template <class Element>
+  static GROK_HD float choose(Element& element) {
+    return element.exp_avg_sq;
+  }
 };
 
 // AMSGrad (arXiv:1904.09237): the denominator never shrinks.
 struct LargestSecondMoment {
-  static constexpr bool kUsesMax = true;
+  using States = StateRows<MaxExpAvgSq>;
+  template <class Element>
   static GROK_HD float choose(Element& element) {
     // Written so that a NaN in either is kept, as torch.maximum keeps it.
     const float largest = element.max_exp_avg_sq, current = element.exp_avg_sq;
@@ -42,9 +65,9 @@ struct LargestSecondMoment {
   }
 };
 
-template <class Decay, class SecondMoment>
-GROK_HD void adamw(Element& element, const Scalars& scalars) {
-  Decay::apply(element, scalars);
+template <class SecondMoment, class Element>
+GROK_HD void adamw(Element& element, const Scalars& scalars, Decay decay) {
+  apply_decay(element, scalars, decay);
   element.exp_avg = element.exp_avg + scalars.beta1_weight * (element.grad - element.exp_avg);
   element.exp_avg_sq =
       scalars.beta2 * element.exp_avg_sq + scalars.beta2_weight * element.grad * element.grad;
@@ -52,10 +75,9 @@ GROK_HD void adamw(Element& element, const Scalars& scalars) {
   element.param = element.param - scalars.step_size * element.exp_avg / denom;
 }
 
-template <class Use>
-void with_decay(std::string_view name, Use&& use) {
-  if (name == "coupled") return use(CoupledDecay{});
-  if (name == "decoupled") return use(DecoupledDecay{});
+inline Decay decay_named(std::string_view name) {
+  if (name == "coupled") return Decay::kCoupled;
+  if (name == "decoupled") return Decay::kDecoupled;
   fail("decay must be coupled or decoupled, got ", name);
 }
 

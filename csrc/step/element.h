@@ -1,16 +1,47 @@
-// One element between its read and its write: float32 values, no addresses.
+// One element between its read and its write: float32 values, no addresses. Which state arrays it has are
+// rows: each room lists its own, and whatever reads, writes, masks or clears the arrays of a step walks over
+// the list.
 #pragma once
+
+#include <string_view>
+
+#include "portable.h"
 
 namespace grokfused {
 
-// A field that the chosen policies do not use stays 0 and is never written back.
-struct Element {
+// What is known of a state array without its room: its name in the optimizer's state, and whether it is
+// stored in the parameter's dtype; else it is in the states'.
+struct StateRow {
+  std::string_view name;
+  bool like_param;
+};
+
+// A row is a struct with a StateRow, `kRow`, and one float: the state's value in an element, under the name
+// by which its room knows it; `kField` says which member that is.
+template <class... Rows>
+struct StateRows {
+  static constexpr int kCount = sizeof...(Rows);
+
+  // Calls use(row, place) for every row; its array is states[place] of a Slice.
+  template <class Use>
+  static GROK_HD void each([[maybe_unused]] Use&& use) {
+    [[maybe_unused]] int place = 0;
+    (use(Rows{}, place++), ...);
+  }
+};
+
+template <class... Rows, class... More>
+constexpr StateRows<Rows..., More...> operator+(StateRows<Rows...>, StateRows<More...>) {
+  return {};
+}
+
+template <class Rows>
+struct Element;
+
+template <class... Rows>
+struct Element<StateRows<Rows...>> : Rows... {
   float param = 0;
   float grad = 0;
-  float exp_avg = 0;
-  float exp_avg_sq = 0;
-  float max_exp_avg_sq = 0;
-  float grad_ema = 0;
 };
 
 }  // namespace grokfused

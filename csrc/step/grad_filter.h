@@ -12,13 +12,21 @@
 namespace grokfused {
 
 struct NoFilter {
-  static constexpr bool kUsesEma = false;
+  using States = StateRows<>;
+  template <class Element>
   static GROK_HD void apply(Element&, const Scalars&) {}
+};
+
+struct GradEma {
+  static constexpr StateRow kRow{"grad_ema", /*like_param=*/false};
+  float grad_ema = 0;
+  static constexpr auto kField = &GradEma::grad_ema;
 };
 
 // h = alpha * h + (1 - alpha) * g;  g = g + lamb * h  (algorithm 2, Grokfast-EMA)
 struct Ema {
-  static constexpr bool kUsesEma = true;
+  using States = StateRows<GradEma>;
+  template <class Element>
   static GROK_HD void apply(Element& element, const Scalars& scalars) {
     element.grad_ema = scalars.alpha * element.grad_ema + scalars.alpha_weight * element.grad;
     element.grad = element.grad + scalars.lamb * element.grad_ema;

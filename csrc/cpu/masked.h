@@ -1,0 +1,97 @@
+// A step under a mask. Tiles of which all is kept are stepped as without one; where nothing is kept, little
+// or nothing is read; of the others everything is computed, and written by selection.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "tile.h"
+
+namespace grokfused::cpu {
+
+// Elements that are looked at together to say whether few words of the mask keep something (one of kSparse),
+// and how far ahead of a step its words are then fetched.
+constexpr int kMaskBlock = 32 * kTile, kSparse = 4, kAhead = 4 * kTile;
+constexpr size_t kCacheLine = 64;
+
+// Elements of which a mask keeps none. Their states are 0 since the mask was set, and nothing has written
+// them; their parameters are looked at, because any code may write those.
+inline void clear_pruned(const SliceStep& step, int64_t begin, int64_t size) {
+  const Array param = step.param();
+  if (all_zero(param.at(begin), size * param.bytes)) return;
+  step.each_written([&](const Array& array) { std::memset(array.at(begin), 0, size * array.bytes); });
+}
+
+// What a mask keeps of the elements from some place up to `end`.
+struct Kept {
+  int64_t end;
+  bool any = false, all = true;
+};
+
+// Looks at the words from `begin` on, at most up to `end`: a tile of them, or in a sparse part of the mask
+// only as many as alike keep something, or nothing. The first and the last word may be cut.
+inline Kept look(const uint32_t* mask, int64_t begin, int64_t end, bool sparse) {
+  Kept kept{begin};
+  const int64_t stop = std::min(end, begin / kLanes * kLanes + kTile);
+  for (int64_t next; kept.end < stop; kept.end = next) {
+    next = std::min(end, (kept.end / kLanes + 1) * kLanes);
+    const int count = static_cast<int>(next - kept.end);
+    const uint32_t lanes = kept_lanes(mask, kept.end, count);
+    if (sparse && kept.end > begin && kept.any != (lanes != 0)) break;
+    kept.any |= lanes != 0;
+    kept.all &= lanes == ~uint32_t{0} >> (kLanes - count);
+  }
+  return kept;
+}
+
+// Fetches what will be read where words keep something. Where few do, the processor sees no pattern in what
+// is read, and would wait for each; and between tiles, while their words are spread out, it would read
+// nothing.
+inline void prefetch_used(const SliceStep& step, int64_t begin, int64_t end) {
+  const auto fetch = [](const Array& array, int64_t i) {
+    const char* first = static_cast<const char*>(array.at(i));
+    for (size_t line = 0; line < kLanes * array.bytes; line += kCacheLine) __builtin_prefetch(first + line);
+  };
+  for (int64_t word = begin / kLanes; word < end / kLanes; ++word) {
+    if (step.slice().mask[word] == 0) continue;
+    fetch(step.grad(), word * kLanes);
+    step.each_written([&](const Array& array) { fetch(array, word * kLanes); });
+  }
+}
+
+// The words of which the elements from `begin` up to `end` have a part.
+struct Words {
+  int64_t all, used = 0, full = 0;  // of them keep something; keep all
+
+  Words(const uint32_t* mask, int64_t begin, int64_t end) : all(mask_words(end) - begin / kLanes) {
+    const uint32_t* words = mask + begin / kLanes;
+    for (int64_t word = 0; word < all; ++word) {
+      used += words[word] != 0;
+      full += words[word] == ~uint32_t{0};
+    }
+  }
+
+  // So few keep something that the others are better left out than computed along.
+  bool sparse() const { return used * kSparse <= all; }
+};
+
+inline void run_masked(const SliceStep& step, int64_t begin, int64_t end) {
+  const uint32_t* mask = step.slice().mask;
+  const bool zero = step.slice().mask_mode == MaskMode::kZero;
+  for (int64_t stop; begin < end; begin = stop) {
+    stop = std::min(end, (begin / kMaskBlock + 1) * kMaskBlock);
+    const Words words(mask, begin, stop);
+    for (Kept kept; begin < stop; begin = kept.end) {
+      kept = words.full == words.all ? Kept{stop, true, true} : look(mask, begin, stop, words.sparse());
+      if (words.full != words.all) prefetch_used(step, begin + kAhead, std::min(end, kept.end + kAhead));
+      if (kept.all)
+        step.run(begin, kept.end);
+      else if (kept.any)
+        step.run_selected(begin, kept.end);
+      else if (zero)
+        clear_pruned(step, begin, kept.end - begin);
+    }
+  }
+}
+
+}  // namespace grokfused::cpu

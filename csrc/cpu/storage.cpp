@@ -1,0 +1,85 @@
+#include "storage.h"
+
+#include "clones.h"
+
+namespace grokfused::cpu {
+namespace {
+
+template <class Format>
+GROK_CPU_CLONES void narrow(const float* values, void* stored, void*, int size, uint32_t, uint32_t) {
+  auto* to = static_cast<typename Format::Stored*>(stored);
+#pragma omp simd
+  for (int i = 0; i < size; ++i) to[i] = Format::round(values[i]);
+}
+
+template <class Format>
+GROK_CPU_CLONES void narrow_and_keep(const float* values, void* stored, void* rest, int size, uint32_t,
+                                     uint32_t) {
+  auto* to = static_cast<typename Format::Stored*>(stored);
+  auto* rest_to = static_cast<typename Format::Stored*>(rest);
+#pragma omp simd
+  for (int i = 0; i < size; ++i) {
+    to[i] = Format::round(values[i]);
+    rest_to[i] = Format::round(cut_off<Format>(values[i]));
+  }
+}
+
+template <class Format>
+GROK_CPU_CLONES void narrow_stochastically(const float* values, void* stored, void*, int size, uint32_t key,
+                                           uint32_t first) {
+  auto* to = static_cast<typename Format::Stored*>(stored);
+#pragma omp simd
+  for (int i = 0; i < size; ++i) {
+    const uint32_t bits = random_bits(key, first + static_cast<uint32_t>(i));
+    to[i] = Format::round_stochastically(values[i], param_draw(bits));
+  }
+}
+
+template <class Format>
+Narrow narrowing_of(Rounding rounding) {
+  if (rounding == Rounding::kKahan) return narrow_and_keep<Format>;
+  return rounding == Rounding::kStochastic ? narrow_stochastically<Format> : narrow<Format>;
+}
+
+template <class Stored>
+GROK_CPU_CLONES void select_values(const void* stepped, const uint32_t* kept, MaskMode mode, void* stored,
+                                   int size) {
+  const auto* from = static_cast<const Stored*>(stepped);
+  auto* to = static_cast<Stored*>(stored);
+#pragma omp simd
+  for (int i = 0; i < size; ++i) to[i] = masked_stored(Where(kept[i], mode), from[i], to[i]);
+}
+
+}  // namespace
+
+Narrow narrowing(Format format, Rounding rounding) {
+  if (format == Format::kFloat32) return nullptr;
+  return format == Format::kBFloat16 ? narrowing_of<BFloat16>(rounding) : narrowing_of<Float16>(rounding);
+}
+
+size_t bytes_of(Format format) {
+  return format == Format::kFloat32 ? sizeof(Float32::Stored) : sizeof(BFloat16::Stored);
+}
+
+GROK_CPU_CLONES void spread(const uint32_t* mask, int words, uint32_t* kept) {
+  for (int word = 0; word < words; ++word, kept += kLanes) {
+    const uint32_t lanes = mask[word];
+#pragma omp simd
+    for (int lane = 0; lane < kLanes; ++lane) kept[lane] = kept_bits(lanes, lane);
+  }
+}
+
+void select(size_t bytes, const void* stepped, const uint32_t* kept, MaskMode mode, void* stored, int size) {
+  const auto select = bytes == sizeof(float) ? select_values<float> : select_values<uint16_t>;
+  select(stepped, kept, mode, stored, size);
+}
+
+GROK_CPU_CLONES bool all_zero(const void* stored, int64_t bytes) {
+  const auto* from = static_cast<const unsigned char*>(stored);
+  unsigned bits = 0;
+#pragma omp simd reduction(| : bits)
+  for (int64_t i = 0; i < bytes; ++i) bits |= from[i];
+  return bits == 0;
+}
+
+}  // namespace grokfused::cpu

@@ -1,0 +1,32 @@
+// How parameters go into their format, and what else is done to an array in a loop of its own. It must not
+// know what is computed.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../step/storage.h"
+
+namespace grokfused::cpu {
+
+// Rounds the values of parameters. What the rounding cuts off is stored as the rest under Kahan's, which
+// alone has one; `key` and `first` are what the random bits of the first element are made of, for the
+// stochastic one.
+using Narrow = void (*)(const float* values, void* stored, void* rest, int size, uint32_t key,
+                        uint32_t first);
+
+// Null for float32, which stay as they are.
+Narrow narrowing(Format format, Rounding rounding);
+
+size_t bytes_of(Format format);
+
+// Spreads the bits of whole words of a mask out: all ones or 0 for each element.
+void spread(const uint32_t* mask, int words, uint32_t* kept);
+
+// Writes stored values of so many bytes, where the mask keeps them.
+void select(size_t bytes, const void* stepped, const uint32_t* kept, MaskMode mode, void* stored, int size);
+
+// True where all bits of so many bytes are 0.
+bool all_zero(const void* stored, int64_t bytes);
+
+}  // namespace grokfused::cpu

@@ -1,0 +1,76 @@
+#include "tile.h"
+
+#include <algorithm>
+
+namespace grokfused::cpu {
+namespace {
+
+constexpr size_t kCacheLine = 64;
+
+// Minus 0 in either format of 16 bits: the one number that changes no other when it is added.
+struct NoRest {
+  uint16_t values[kTile];
+  NoRest() { std::fill_n(values, kTile, uint16_t{0x8000}); }
+};
+alignas(kCacheLine) const NoRest kNoRest;
+
+// What a tile needs beside its arrays: the parameter before its rounding, and all as stored before a mask
+// chooses.
+struct alignas(kCacheLine) Buffers {
+  float values[kTile];
+  uint16_t param[kTile], rest[kTile];
+  float states[kMaxStates][kTile];
+};
+
+}  // namespace
+
+Parts::Parts(Update update, const Choices& choices, const std::vector<StateRow>& rows)
+    : update(update),
+      narrow(narrowing(choices.param, choices.param_rounding)),
+      decay(choices.decay),
+      keeps_rest(choices.keeps_rest()),
+      in_place(choices.param == Format::kFloat32),
+      param_bytes(bytes_of(choices.param)) {
+  for (const StateRow& row : rows)
+    state_bytes.push_back(row.like_param ? param_bytes : bytes_of(choices.state));
+}
+
+void SliceStep::run(int64_t begin, int64_t end) const {
+  const int64_t most = parts_.in_place ? kPiece : kTile;
+  for (; begin < end; begin += most) run_tile(begin, static_cast<int>(std::min(most, end - begin)), nullptr);
+}
+
+void SliceStep::run_selected(int64_t begin, int64_t end) const {
+  uint32_t kept[kTile + kLanes];
+  const int64_t word = begin / kLanes;  // it may be cut
+  spread(slice_.mask + word, static_cast<int>(mask_words(end) - word), kept);
+  run_tile(begin, static_cast<int>(end - begin), kept + begin % kLanes);
+}
+
+// `kept` is null where all are, or else all ones or 0 for each element.
+void SliceStep::run_tile(int64_t begin, int size, const uint32_t* kept) const {
+  Buffers buffers;
+  const int updated = parts_.keeps_rest ? states() - 1 : states();  // the rest is the last state
+  const uint32_t first = slice_.first + static_cast<uint32_t>(begin);
+  void* param = this->param().at(begin);
+  void* rest = parts_.keeps_rest ? state(updated).at(begin) : nullptr;
+  Arrays arrays{grad().at(begin), param, rest ? rest : kNoRest.values, {}, nullptr, {}, key_, first};
+  arrays.new_param = kept || parts_.narrow ? buffers.values : static_cast<float*>(param);
+  for (int place = 0; place < updated; ++place) {
+    arrays.states[place] = state(place).at(begin);
+    arrays.new_states[place] = kept ? buffers.states[place] : state(place).at(begin);
+  }
+  parts_.update(arrays, size, scalars_, parts_.decay);
+  if (parts_.narrow)
+    parts_.narrow(buffers.values, kept ? buffers.param : param, kept ? buffers.rest : rest, size, key_,
+                  first);
+  if (!kept) return;
+  const auto choose = [&](const void* stepped, const Array& array) {
+    select(array.bytes, stepped, kept, slice_.mask_mode, array.at(begin), size);
+  };
+  choose(parts_.narrow ? static_cast<void*>(buffers.param) : buffers.values, this->param());
+  for (int place = 0; place < updated; ++place) choose(buffers.states[place], state(place));
+  if (parts_.keeps_rest) choose(buffers.rest, state(updated));
+}
+
+}  // namespace grokfused::cpu

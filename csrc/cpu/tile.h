@@ -1,0 +1,76 @@
+// A step of neighbouring elements. Its unit is a tile, which stays in the first-level cache: one loop reads
+// the arrays and does the arithmetic, parameters are rounded by a loop of their own, and what a mask keeps is
+// chosen by one more for each array. So roundings and masks add loops, and do not multiply them. Arrays of
+// which a mask leaves nothing out are read and written where they lie.
+//
+// A storage that needs many values to write one (a maximum over a block) takes a tile of float32 and a loop
+// as parameters do; kTile is then a multiple of the block, and so are the places where threads
+// (adamw_cpu.cpp) and masks (masked.h) cut a slice. An array of another shape than the parameter's has
+// another Array::at.
+#pragma once
+
+#include <vector>
+
+#include "storage.h"
+#include "update.h"
+
+namespace grokfused::cpu {
+
+// Elements of a tile, and of what is stepped at once where nothing needs one: 32 bits then suffice for an
+// index.
+constexpr int kTile = 512, kPiece = 1 << 20;
+
+// What steps the elements of any slice, and how its arrays are stored.
+struct Parts {
+  Update update;
+  Narrow narrow;  // of parameters; null for float32
+  Decay decay;
+  bool keeps_rest, in_place;
+  size_t param_bytes;
+  std::vector<size_t> state_bytes;
+
+  Parts(Update update, const Choices& choices, const std::vector<StateRow>& rows);
+};
+
+// One array of a slice.
+struct Array {
+  char* stored;
+  size_t bytes;  // of a value
+  void* at(int64_t i) const { return stored + i * bytes; }
+};
+
+// The step of one slice. It keeps references.
+class SliceStep {
+ public:
+  SliceStep(const Parts& parts, const Slice& slice, const Scalars& scalars, uint32_t key)
+      : parts_(parts), slice_(slice), scalars_(scalars), key_(key) {}
+
+  // Of all elements from `begin` up to `end`.
+  void run(int64_t begin, int64_t end) const;
+  // Of those that the mask keeps; at most a tile.
+  void run_selected(int64_t begin, int64_t end) const;
+
+  const Slice& slice() const { return slice_; }
+  int states() const { return static_cast<int>(parts_.state_bytes.size()); }
+  Array state(int place) const {
+    return {static_cast<char*>(slice_.states[place]), parts_.state_bytes[place]};
+  }
+  Array param() const { return {static_cast<char*>(slice_.param), parts_.param_bytes}; }
+  Array grad() const { return {static_cast<char*>(const_cast<void*>(slice_.grad)), parts_.param_bytes}; }
+  // Calls use(array) for every array that is written.
+  template <class Use>
+  void each_written(Use&& use) const {
+    use(param());
+    for (int place = 0; place < states(); ++place) use(state(place));
+  }
+
+ private:
+  void run_tile(int64_t begin, int size, const uint32_t* kept) const;
+
+  const Parts& parts_;
+  const Slice& slice_;
+  const Scalars& scalars_;
+  uint32_t key_;
+};
+
+}  // namespace grokfused::cpu

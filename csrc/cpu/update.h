@@ -1,0 +1,70 @@
+// The arithmetic of a step: one simd loop over ElementStep, which widens what it reads and rounds the states.
+// That is why their formats are compiled apart: only where reading, arithmetic and writing alternate does the
+// processor do them at once. How a parameter is rounded is not its subject (storage.h), nor is a mask.
+#pragma once
+
+#include <type_traits>
+
+#include "../step/element_step.h"
+#include "clones.h"
+
+namespace grokfused::cpu {
+
+// The arrays of a tile. What is written may be what is read, where both are stored alike.
+struct Arrays {
+  const void *grad, *param,
+      *rest;  // the rest (KahanComp) is added to a parameter of 16 bits: never null there
+  const void* states[kMaxStates];
+  float* new_param;
+  void* new_states[kMaxStates];
+  uint32_t random_key, first;  // what the random bits of the tile's first element are made of
+};
+
+using Update = void (*)(const Arrays&, int size, const Scalars&, Decay);
+
+template <class Format>
+GROK_HD float read(const void* stored, int i) {
+  return Format::widen(static_cast<const typename Format::Stored*>(stored)[i]);
+}
+
+// A function of its own: of a struct in the body of a simd loop g++ makes an array, which it does not
+// vectorise.
+template <class Param, class State, Rounding kRounding, class Step>
+GROK_HD void update_element(const Arrays& arrays, int i, const Scalars& scalars, Decay decay) {
+  typename Step::Element element;
+  element.param = read<Param>(arrays.param, i);
+  if constexpr (sizeof(typename Param::Stored) == 2)
+    element.param = element.param + read<Param>(arrays.rest, i);
+  element.grad = read<Param>(arrays.grad, i);
+  Step::States::each([&](auto row, int place) {
+    static_assert(!decltype(row)::kRow.like_param, "it would be rounded as the parameter is");
+    element.*decltype(row)::kField = read<State>(arrays.states[place], i);
+  });
+  Step::run(element, scalars, decay);
+  arrays.new_param[i] = element.param;
+  uint32_t drawn = 0;
+  if constexpr (kRounding == Rounding::kStochastic)
+    drawn = state_draw(random_bits(arrays.random_key, arrays.first + static_cast<uint32_t>(i)));
+  Step::States::each([&](auto row, int place) {
+    static_cast<typename State::Stored*>(arrays.new_states[place])[i] =
+        rounded<State>(element.*decltype(row)::kField, kRounding, drawn);
+  });
+}
+
+template <class Param, class State, Rounding kRounding, class Step>
+GROK_CPU_CLONES void update(const Arrays& of_tile, int size, const Scalars& scalars, Decay decay) {
+  const Scalars numbers = scalars;  // copies: the compiler then knows that no store changes them
+  const Arrays arrays = of_tile;
+#pragma omp simd
+  for (int i = 0; i < size; ++i) update_element<Param, State, kRounding, Step>(arrays, i, numbers, decay);
+}
+
+// For parameters of one format.
+template <class Param, class Step>
+Update update_of(Format state, Rounding rounding) {
+  if (state == Format::kFloat32) return update<Param, Float32, Rounding::kNearest, Step>;
+  if (rounding == Rounding::kNearest) return update<Param, BFloat16, Rounding::kNearest, Step>;
+  return update<Param, BFloat16, Rounding::kStochastic, Step>;
+}
+
+}  // namespace grokfused::cpu
