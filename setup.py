@@ -22,7 +22,7 @@ exec((ROOT / "grokfused" / "_version.py").read_text(), VERSION)
 # -g0: Python's own -g would nearly double the time of a build.
 CXX = "-std=c++17 -O3 -fopenmp-simd -fno-math-errno -fno-trapping-math -ffp-contract=off -fvisibility=hidden"
 FLAGS = {"cxx": [*CXX.split(), "-g0"], "nvcc": ["-std=c++17", "-O3", "--fmad=false"]}
-TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10: one build for every later torch
+TORCH_TARGET = "0x020b000000000000"  # the stable ABI of torch 2.11: one build for every later torch
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def native_extension():
                 explain(f"{output.strip()}\n{error}", error)
 
     facts = {"VERSION": VERSION["__version__"], "TORCH": torch.__version__, "FLAGS": CXX}
-    sources, kind = ["csrc/op.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))], CppExtension
+    sources, kind = ["csrc/module.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))], CppExtension
     if torch.version.cuda and CUDA_HOME:  # whether this machine has a GPU does not matter
         known = "8.0;9.0+PTX" if torch.version.cuda < "12.8" else "8.0;9.0;10.0+PTX"
         facts["CUDA_ARCHITECTURES"] = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", known)

@@ -6,14 +6,14 @@ using namespace grokfused;
 
 // Steps one tensor; returns the CUDA error, 0 for success.
 extern "C" int fma_step(const Slice* slice, const Scalars* scalars) {
-  using Step = ElementStep<Float32, Float32, Ema, DecoupledDecay, CurrentSecondMoment>;
+  using Step = StoredStep<Float32, Float32, ElementStep<Ema, CurrentSecondMoment>>;
   Work work;
-  float step = 0;
   work.slices = {*slice};
   work.rows = {0};
   work.scalars = scalars;
-  work.steps = &step;
-  const LaunchPlan plan(work, 0, 1);
+  const Choices choices =
+      choices_of({"float32", "float32", "nearest", "nearest", "ema", "decoupled", /*amsgrad=*/false});
+  const LaunchPlan plan(work, choices, 0, 1);
   adamw_kernel<Step><<<static_cast<unsigned>(plan.chunks()), kThreads>>>(plan.argument_table());
   return static_cast<int>(cudaGetLastError());
 }

@@ -15,18 +15,21 @@ from typing import Any
 import torch
 
 from grokfused.lab.bench.timing import Turns, gpu_timed, in_turns, ratios, spread
-from grokfused.scalars import Scalars
+from grokfused.step.scalars import Scalars
 
 ROOT = Path(__file__).parent.parent
 ELEMENTS = 64 * 2**20
-ARRAYS = ("param", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "grad_ema", "kahan_comp", "mask")
 
 
 class Slice(ctypes.Structure):
     """Field for field csrc/step/slice.h."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ARRAYS),
+        ("param", ctypes.c_void_p),
+        ("grad", ctypes.c_void_p),
+        ("states", ctypes.c_void_p * 6),
+        ("mask", ctypes.c_void_p),
+        ("step", ctypes.c_void_p),
         ("size", ctypes.c_int64),
         ("random_key", ctypes.c_uint32),
         ("first", ctypes.c_uint32),
@@ -62,7 +65,8 @@ def cost(nvcc: str = "nvcc", rounds: int = 31) -> dict[str, Any]:
         ``why_not``: what could not run.
     """
     arrays = [torch.rand(ELEMENTS, device="cuda") for _ in range(5)]
-    slice_ = Slice(*(a.data_ptr() for a in arrays[:4]), None, arrays[4].data_ptr(), None, None, ELEMENTS)
+    param, grad, *states = (array.data_ptr() for array in arrays)
+    slice_ = Slice(param, grad, (ctypes.c_void_p * 6)(*states), size=ELEMENTS)
     row = Scalars(1.0, 1.0, 0.98, 0.02, 2.0, 0.01, 0.9999, 0.1, 0.999, 0.001, 1e-3, 1.0, 1e-8)
     scalars = torch.tensor(row)
     major, minor = torch.cuda.get_device_capability()

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
@@ -42,15 +43,49 @@ inline bool same_order(const Shape& sizes, const Shape& strides, const Shape& ot
   return same;
 }
 
-// True when the elements fill one stretch of memory, each once, in any order of dimensions.
-inline bool is_dense(const Shape& sizes, const Shape& strides) {
-  if (element_count(sizes) <= 1) return true;
-  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
+inline bool is_contiguous(const Shape& sizes, const Shape& strides) {
+  int64_t expected = 1;
+  for (int64_t d = sizes.dim - 1; d >= 0; --d) {
+    if (sizes.data[d] != 1 && strides.data[d] != expected) return false;
+    expected *= sizes.data[d];
+  }
+  return true;
+}
+
+// The dimensions, the one that moves furthest through memory first.
+inline std::vector<int64_t> memory_order(const Shape& strides) {
+  std::vector<int64_t> dims(strides.dim);
+  std::iota(dims.begin(), dims.end(), 0);
+  std::stable_sort(dims.begin(), dims.end(),
+                   [&](int64_t a, int64_t b) { return strides.data[a] > strides.data[b]; });
+  return dims;
+}
+
+// The dimensions that move through memory as (stride, size), innermost first.
+inline std::vector<std::pair<int64_t, int64_t>> significant_dims(const Shape& sizes, const Shape& strides) {
+  std::vector<std::pair<int64_t, int64_t>> dims;
   for (int64_t d = 0; d < sizes.dim; ++d)
     if (sizes.data[d] != 1) dims.emplace_back(strides.data[d], sizes.data[d]);
   std::sort(dims.begin(), dims.end());
+  return dims;
+}
+
+// True when two elements may share memory, as in an expanded tensor.
+inline bool overlaps_itself(const Shape& sizes, const Shape& strides) {
+  if (element_count(sizes) == 0) return false;
+  int64_t reach = 1;  // elements from the first one to the end of the dimensions seen so far
+  for (const auto& [stride, size] : significant_dims(sizes, strides)) {
+    if (stride < reach) return true;
+    reach += stride * (size - 1);
+  }
+  return false;
+}
+
+// True when the elements fill one stretch of memory, each once, in any order of dimensions.
+inline bool is_dense(const Shape& sizes, const Shape& strides) {
+  if (element_count(sizes) <= 1) return true;
   int64_t expected = 1;
-  for (const auto& [stride, size] : dims) {
+  for (const auto& [stride, size] : significant_dims(sizes, strides)) {
     if (stride != expected) return false;
     expected *= size;
   }

@@ -6,7 +6,7 @@ which backends exist on this machine and which one runs.
 
 from grokfused._version import __version__
 from grokfused.backends import BackendUnavailable, info
-from grokfused.in_backward import step_in_backward
-from grokfused.optimizer import GrokAdam, GrokAdamW
+from grokfused.optim.in_backward import step_in_backward
+from grokfused.optim.optimizer import GrokAdam, GrokAdamW
 
 __all__ = ["BackendUnavailable", "GrokAdam", "GrokAdamW", "__version__", "info", "step_in_backward"]

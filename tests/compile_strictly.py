@@ -12,11 +12,11 @@ import pybind11
 import torch.utils.cpp_extension
 
 ROOT = Path(__file__).parent.parent
-SOURCES = [ROOT / "csrc" / "op.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
+SOURCES = [ROOT / "csrc" / "module.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
 FLAGS = ["-std=c++17", "-O1", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden"]
 FLAGS += ["-Wno-unknown-pragmas"]  # omp simd is a hint here; -fopenmp-simd belongs to the real build
 DEFINES = [
-    "-DTORCH_TARGET_VERSION=0x020a000000000000",
+    "-DTORCH_TARGET_VERSION=0x020b000000000000",
     '-DGROK_VERSION=""',
     '-DGROK_TORCH=""',
     '-DGROK_FLAGS=""',

@@ -1,18 +1,23 @@
 """Fixtures of several test files."""
 
+import os
+
+# Threads that wait do not spin: workers of pytest share the processors. Before torch loads its OpenMP.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-from grokfused import buckets
+from grokfused.step import engine
 
 
 @pytest.fixture(params=["numbered by the host", "numbered by the device"])
 def numbering(request, monkeypatch) -> None:
     """Lets the CPU number its steps as a GPU does."""
     if request.param == "numbered by the device":
-        monkeypatch.setattr(buckets, "NUMBERING_DEVICES", ("cpu",))
+        monkeypatch.setattr(engine, "NUMBERING_DEVICES", ("cpu",))
 
 
 @pytest.fixture

@@ -19,19 +19,26 @@ using namespace grokfused;
 
 namespace {
 
-template <class Step, class Source>
+template <class Stored, class Source>
 void walk(const Source& source, int32_t chunks) {
   for (blockIdx.x = 0; blockIdx.x < static_cast<unsigned>(chunks); ++blockIdx.x)
-    for (threadIdx.x = 0; threadIdx.x < kThreads; ++threadIdx.x) adamw_kernel<Step>(source);
+    for (threadIdx.x = 0; threadIdx.x < kThreads; ++threadIdx.x) adamw_kernel<Stored>(source);
 }
 
-template <class Step>
-void walk_both(const Work& work, bool as_argument) {
-  const LaunchPlan plan(work, 0, work.slices.size());
-  if (as_argument) return walk<Step>(plan.argument_table(), plan.chunks());
-  walk<Step>(DeviceTable{{plan.slices.data(), plan.scalars.data(), plan.rows.data(), plan.first.data(),
-                          plan.tensors(), plan.seed, plan.numbers}},
-             plan.chunks());
+template <class Stored>
+void walk_both(const Work& work, const Choices& choices, bool as_argument) {
+  const LaunchPlan plan(work, choices, 0, work.slices.size());
+  if (as_argument) return walk<Stored>(plan.argument_table(), plan.chunks());
+  walk<Stored>(DeviceTable{{plan.slices.data(), plan.scalars.data(), plan.rows.data(), plan.first.data(),
+                            plan.tensors(), plan.seed, plan.choices, plan.numbers}},
+               plan.chunks());
+}
+
+template <class Use>
+void with_param_format(Format format, Use&& use) {
+  if (format == Format::kFloat32) return use(Float32{});
+  if (format == Format::kBFloat16) return use(BFloat16{});
+  use(Float16{});
 }
 
 }  // namespace
@@ -46,7 +53,7 @@ void shim_cover(const int64_t* sizes, int32_t tensors, int32_t** visits) {
   std::vector<Slice> slices(tensors);
   for (int32_t t = 0; t < tensors; ++t) slices[t].size = sizes[t];
   const std::vector<int32_t> first = first_chunks(slices);
-  const Table table{slices.data(), nullptr, nullptr, first.data(), tensors, 0, {}};
+  const Table table{slices.data(), nullptr, nullptr, first.data(), tensors, 0, {}, {}};
   for (int32_t chunk = 0; chunk < first.back(); ++chunk) {
     const int32_t t = table.tensor_of(chunk);
     const int64_t begin = table.begin_of(chunk, t), end = std::min(begin + kChunkSize, sizes[t]);
@@ -55,7 +62,7 @@ void shim_cover(const int64_t* sizes, int32_t tensors, int32_t** visits) {
 }
 
 // Returns 0, or 1 where the names select no kernel. Numbers are "on the device": the kernel reads them.
-int shim_step(const Slice* slices, int32_t tensors, const int64_t* rows, const Scalars* scalars, float* steps,
+int shim_step(const Slice* slices, int32_t tensors, const int64_t* rows, const Scalars* scalars,
               const float* grad_scale, const float* found_inf, uint32_t seed, const char* param_dtype,
               const char* state_dtype, const char* state_rounding, const char* param_rounding,
               const char* grad_filter, const char* decay, int amsgrad, int as_argument,
@@ -64,7 +71,6 @@ int shim_step(const Slice* slices, int32_t tensors, const int64_t* rows, const S
   work.slices.assign(slices, slices + tensors);
   work.rows.assign(rows, rows + tensors);
   work.scalars = scalars;
-  work.steps = steps;
   work.grad_scale = grad_scale;
   work.found_inf = found_inf;
   work.seed = seed;
@@ -72,9 +78,14 @@ int shim_step(const Slice* slices, int32_t tensors, const int64_t* rows, const S
   try {
     const Policies policies{param_dtype, state_dtype, state_rounding, param_rounding,
                             grad_filter, decay,       amsgrad != 0};
-    with_param_format(param_dtype, [&](auto format) {
-      with_element_step<decltype(format)>(
-          policies, [&](auto step) { walk_both<decltype(step)>(work, as_argument != 0); });
+    const Choices choices = choices_of(policies);
+    with_element_step(policies, [&](auto step) {
+      with_param_format(choices.param, [&](auto param) {
+        with_state_format(choices.state, [&](auto state) {
+          walk_both<StoredStep<decltype(param), decltype(state), decltype(step)>>(work, choices,
+                                                                                  as_argument != 0);
+        });
+      });
     });
     return 0;
   } catch (const std::runtime_error&) {

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from grokfused import GrokAdam
-from grokfused.buckets import STATE_ARRAYS
+from grokfused.state.arrays import NAMES
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROUNDING = {torch.float32: "nearest", torch.bfloat16: "kahan", torch.float16: "stochastic"}
@@ -38,4 +38,4 @@ def set_grad(param: Tensor, seed: int, special: bool = True) -> None:
 
 
 def states(optimizer: GrokAdam, param: Tensor) -> list[Tensor]:
-    return [optimizer.state[param][key] for key in STATE_ARRAYS if key in optimizer.state[param]]
+    return [optimizer.state[param][key] for key in NAMES if key in optimizer.state[param]]

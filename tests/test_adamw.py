@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from grokfused import reference
-from grokfused.scalars import scalar_table, step_scalars
+from grokfused.backends import reference
+from grokfused.step.scalars import scalar_table, step_scalars
 
 GROUP = {
     "lr": 0.125,
@@ -22,7 +22,7 @@ GROUP = {
 def one_step(decay: str, step: float = 3.0, **values: float) -> dict[str, float]:
     row = scalar_table([step_scalars(GROUP, step, 0.0)])[0]
     tensors = {name: torch.tensor([value]) for name, value in values.items()}
-    new = reference.step(tensors, reference.Scalars(*row.tolist()), decay)
+    new = reference.step(tensors, reference.Scalars(*row.tolist()), "ema", decay)
     return {name: tensor.item() for name, tensor in new.items()}
 
 
@@ -73,7 +73,13 @@ def test_a_nan_in_either_second_moment_stays_visible_under_amsgrad() -> None:
     nan = float("nan")
     for largest, square in ((nan, 1.0), (1.0, nan)):
         new = one_step(
-            "decoupled", param=1.0, grad=1.0, exp_avg=0.0, exp_avg_sq=square, max_exp_avg_sq=largest
+            "decoupled",
+            param=1.0,
+            grad=1.0,
+            grad_ema=0.0,
+            exp_avg=0.0,
+            exp_avg_sq=square,
+            max_exp_avg_sq=largest,
         )
         assert math.isnan(new["max_exp_avg_sq"])
         assert math.isnan(new["param"])

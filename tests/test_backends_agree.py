@@ -7,9 +7,9 @@ import torch
 
 import grokfused
 from grokfused import GrokAdam, GrokAdamW
-from grokfused.buckets import STATE_ARRAYS
 from grokfused.lab.agreement import Case, cases, differing_bits, disagreements, run
-from grokfused.mask import MODES
+from grokfused.state.arrays import NAMES
+from grokfused.step.mask import MODES
 
 THREADS = (1, 2, 3)
 
@@ -118,5 +118,5 @@ def test_a_long_tensor_is_stepped_alike_however_sparse_its_mask(density, run, mo
                 with torch.no_grad():
                     param[::3000] = 0.5  # as someone may who loads values into a pruned parameter
         state = optimizer.state[param]
-        results.append([param.detach(), *(state[key] for key in STATE_ARRAYS if key in state)])
+        results.append([param.detach(), *(state[key] for key in NAMES if key in state)])
     assert [differing_bits(ours, truth) for ours, truth in zip(*results, strict=True)] == [0] * 4

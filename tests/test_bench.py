@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,7 @@ from grokfused.lab.bench.sets import SETS
 from grokfused.lab.bench.timing import Turns, in_turns, ratios
 from grokfused.lab.bench.traffic import traffic, under_masks
 from grokfused.lab.cli import app
-from grokfused.mask import pack
+from grokfused.step.mask import pack
 
 ROOT = Path(__file__).parent.parent
 TWICE = Turns(0.0, least=2)
@@ -336,7 +337,8 @@ def test_pytest_benchmark_runs_groups_and_compares_the_suite(tmp_path, monkeypat
     chosen = [f"bench/test_step.py::test_step[demo-{name}-float32]" for name in (FUSED, COPY)]
     run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
     run += [f"--benchmark-json={path}", f"--benchmark-histogram={tmp_path / 'histogram'}"]
-    shown = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    shown = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True, env=alone).stdout
     assert "benchmark 'demo, float32': 2 tests" in shown
     assert len(list(tmp_path.glob("histogram*.svg"))) == 1
     found = json.loads(path.read_text())["benchmarks"]

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 def test_the_extension_says_how_it_was_built() -> None:
     build = grokfused.info()["build"]
     assert build["version"] == grokfused.__version__
-    assert build["torch_target"] == "2.10"
+    assert build["torch_target"] == "2.11"
     assert "-ffp-contract=off" in build["flags"]
     assert "fast-math" not in build["flags"]
 

@@ -9,9 +9,9 @@ import torch
 from stepping import BACKENDS, OPTIONS, values
 
 from grokfused import GrokAdamW
-from grokfused.grad_scale import PIECE, total_norm
 from grokfused.lab.agreement import differing_bits
 from grokfused.lab.bench.probes import probe
+from grokfused.step.clipping import PIECE, total_norm
 
 SHAPES = ([], [1], [7], [31, 33], [4097])
 SCALE = 1024.0

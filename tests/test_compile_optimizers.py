@@ -11,7 +11,8 @@ from compiling import EXACT, assert_same, made, no_recompilation, set_grads
 from stepping import OPTIONS, values
 from torch import nn
 
-from grokfused import GrokAdam, compiled
+from grokfused import GrokAdam
+from grokfused.optim import op
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled_before")
 
@@ -71,11 +72,11 @@ def test_compiled_code_keeps_no_optimizer_alive() -> None:
     weight = model[0].weight
     alive = [weakref.ref(each) for each in (optimizer, weight, optimizer.state[weight]["exp_avg"])]
     name = optimizer._name
-    assert name in vars(compiled._groups)
+    assert name in vars(op.traced_groups)
     del model, optimizer, weight
     gc.collect()
     assert [each() for each in alive] == [None] * 3
-    assert name not in vars(compiled._groups)
+    assert name not in vars(op.traced_groups)
     model, optimizer = made()
     twin, plain = made()
     for each in (model, twin):

@@ -1,20 +1,23 @@
 """The map's rules: who may include and import whom, and that the columns of the matrix match."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
-import torch
 
-from grokfused.scalars import Scalars
+from grokfused.state.arrays import NAMES
+from grokfused.step.scalars import Scalars
 
 ROOT = Path(__file__).parent.parent
 STEP_HEADERS = sorted((ROOT / "csrc" / "step").glob("*.h"))
 MIRROR = sorted((ROOT / "triton_kernels").glob("*.py"))
-CORE = sorted((ROOT / "grokfused").glob("*.py"))
+PACKAGE = ROOT / "grokfused"
+CORE = sorted(p for p in PACKAGE.rglob("*.py") if not {"lab", "triton_kernels"} & set(p.parts))
 
 
 def includes(path: Path) -> list[str]:
@@ -46,25 +49,48 @@ def test_only_portable_asks_which_compiler_reads_it(header) -> None:
 
 
 def test_the_reference_imports_only_torch() -> None:
-    ours = {name for name in imports(ROOT / "grokfused" / "reference.py") if "." not in name}
+    ours = {name for name in imports(PACKAGE / "backends" / "reference.py") if "." not in name}
     assert ours - sys.stdlib_module_names == {"torch"}
 
 
-@pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
+# Folder -> those it builds on. The circles that a step would close otherwise end in `members.Owner`.
+MAY_IMPORT = {
+    "backends": {"backends", "state"},
+    "state": {"state", "step", "backends"},
+    "step": {"step", "state", "backends"},
+    "optim": {"optim", "step", "state"},
+    "pruning": {"pruning"},
+}
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_who_may_import_whom(path) -> None:
     names = imports(path)
     assert not any(name.startswith("grokfused.lab") for name in names), "the core never imports the lab"
-    if path.name != "ops.py":
-        assert not any(name.endswith("._C") for name in names), "only ops.py loads _C"
+    if path.name != "native.py":
+        assert not any(name.endswith("._C") for name in names), "only native.py loads _C"
     if path.name != "optimizer.py":
         assert not any(name.startswith("torch.optim") for name in names), (
             "only optimizer.py knows torch.optim"
         )
-    assert "grokfused.ops" not in names, "backends.py imports its backends by name, when they are asked"
+        assert "grokfused.optim.optimizer" not in names or path.parent == PACKAGE, "nobody needs the classes"
+    assert "grokfused.backends.native" not in names, "backends are imported by name, when they are asked"
+    if path.parent.name in MAY_IMPORT:
+        folders = {name.split(".")[1] for name in names if name.startswith("grokfused.")}
+        assert folders & set(MAY_IMPORT) <= MAY_IMPORT[path.parent.name]
+
+
+def test_modules_of_the_core_import_each_other_in_no_circle() -> None:
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in CORE}
+    modules = {name.removesuffix(".__init__"): path for name, path in modules.items()}
+    del modules["grokfused"]  # the door, through which names are imported
+    needs = {name: (imports(path) & set(modules)) - {name} for name, path in modules.items()}
+    order = list(graphlib.TopologicalSorter(needs).static_order())  # raises CycleError
+    assert set(order) == set(modules)
 
 
 def test_importing_grokfused_loads_neither_native_code_nor_a_backend_nor_the_compiler() -> None:
-    late = {"triton", "grokfused._C", "grokfused.ops", "torch._dynamo"}
+    late = {"triton", "grokfused._C", "grokfused.backends.native", "torch._dynamo"}
     code = f"import grokfused, sys; print(sorted(set(sys.modules) & {late}))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
@@ -76,14 +102,23 @@ def test_the_columns_have_the_same_scalars_in_the_same_order() -> None:
 
 
 def test_the_columns_have_the_same_states() -> None:
-    from grokfused.buckets import STATE_ARRAYS
+    import grokfused._C
 
-    header = (ROOT / "csrc" / "step" / "slice.h").read_text()
-    assert tuple(re.findall(r"void\* (\w+);", header)) == ("param", "grad", *STATE_ARRAYS)
+    from grokfused.state.arrays import ARRAYS
+    from grokfused.step.options import CHOICES
+
+    for name, amsgrad in product(CHOICES["grad_filter"], (False, True)):
+        options = {"grad_filter": name, "amsgrad": amsgrad, "param_rounding": "kahan"}
+        rows = [(array.name, array.like_param) for array in ARRAYS if array.is_used(options)]
+        assert (
+            grokfused._C.state_rows("bfloat16", "float32", "nearest", "kahan", name, "coupled", amsgrad)
+            == rows
+        )
 
 
 def test_the_columns_have_the_same_mask_modes_and_lanes() -> None:
-    from grokfused import mask, reference
+    from grokfused.backends import reference
+    from grokfused.step import mask
 
     header = (ROOT / "csrc" / "step" / "mask.h").read_text()
     codes = {name.lower(): int(code) for name, code in re.findall(r"\bk(\w+) = (\d+)(?= ?[,}])", header)}
@@ -96,28 +131,28 @@ def test_the_columns_have_the_same_mask_modes_and_lanes() -> None:
 
 def test_the_triton_mirror_has_every_room_and_imports_torch_and_triton_only() -> None:
     rooms = {"storage", "grad_filter", "mask", "adamw"}
-    assert {path.stem for path in MIRROR} == {"__init__", "kernel", "launcher", *rooms}
+    assert {path.stem for path in MIRROR} == {"__init__", "columns", "kernel", "launcher", *rooms}
     assert rooms <= {path.stem for path in STEP_HEADERS}
     names = {name.split(".")[0] for path in MIRROR for name in imports(path)} - sys.stdlib_module_names
     assert names - {path.stem for path in MIRROR} == {"torch", "triton"}
 
 
 def test_the_triton_mirror_has_the_same_scalars_and_arrays_in_the_same_order() -> None:
-    source = (ROOT / "triton_kernels" / "kernel.py").read_text()
+    source = (ROOT / "triton_kernels" / "columns.py").read_text()
     columns = re.findall(r"^((?:[A-Z0-9_]+, )+[A-Z0-9_]+) = \(tl", source, re.MULTILINE)
     listed = [name.lower() for line in columns for name in line.split(", ")]
     count = len(Scalars._fields)
     assert tuple(listed[:count]) == Scalars._fields
-    header = (ROOT / "csrc" / "step" / "slice.h").read_text()
     arrays = re.search(r"^((?:[A-Z_]+_AT, )+[A-Z_]+_AT) = \(", source, re.MULTILINE)[1].lower().split(", ")
-    assert [name.removesuffix("_at") for name in arrays] == re.findall(r"void\* (\w+);", header)
+    assert [name.removesuffix("_at") for name in arrays] == ["param", "grad", *NAMES]
+    assert str(("param", "grad", *NAMES)).replace("'", '"') in source
 
 
 def test_the_update_is_written_in_its_room_in_its_mirror_and_in_the_truth_only() -> None:
     algebra = re.compile(r"beta2 \* .*exp_avg_sq")
     sources = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cpp"), *CORE, *MIRROR]
     found = {path.relative_to(ROOT).as_posix() for path in sources if algebra.search(path.read_text())}
-    assert found == {"csrc/step/adamw.h", "grokfused/reference.py", "triton_kernels/adamw.py"}
+    assert found == {"csrc/step/adamw.h", "grokfused/backends/reference.py", "triton_kernels/adamw.py"}
 
 
 def test_the_extension_uses_the_stable_abi_alone() -> None:
@@ -128,19 +163,3 @@ def test_the_extension_uses_the_stable_abi_alone() -> None:
     ).stdout
     # Mangled names of at::, c10:: and torch:: are libtorch's C++, which changes with every release.
     assert re.findall(r"U (_ZN\w*(?:2at|3c10|5torch)\w*)", symbols) == []
-
-
-def test_the_op_tells_which_arguments_it_changes() -> None:
-    import grokfused.ops  # noqa: F401  (registers the op)
-
-    schema = torch.ops.grokfused.adamw_step_.default._schema
-    changed = [a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write]
-    assert changed == [
-        "params",
-        "exp_avgs",
-        "exp_avg_sqs",
-        "max_exp_avg_sqs",
-        "grad_emas",
-        "kahan_comps",
-        "steps",
-    ]

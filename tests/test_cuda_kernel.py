@@ -16,25 +16,13 @@ import numpy
 import pytest
 import torch.utils.cpp_extension
 
-from bench.fma import compile_kernel
-from grokfused import backends, buckets
+from bench.fma import Slice, compile_kernel
+from grokfused import backends
+from grokfused.backends.reference import Scalars
 from grokfused.lab.agreement import Case, cases, disagreements, run
-from grokfused.reference import Scalars
+from grokfused.step import engine, options
 
 ROOT = Path(__file__).parent.parent
-
-
-class Slice(ctypes.Structure):
-    """Field for field csrc/step/slice.h."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("param", "grad", "exp_avg", "exp_avg_sq")),
-        *((name, ctypes.c_void_p) for name in ("max_exp_avg_sq", "grad_ema", "kahan_comp", "mask")),
-        ("size", ctypes.c_int64),
-        ("random_key", ctypes.c_uint32),
-        ("first", ctypes.c_uint32),
-        ("mask_mode", ctypes.c_uint32),
-    )
 
 
 @pytest.fixture(scope="session")
@@ -61,37 +49,52 @@ def test_every_element_is_covered_once(shim) -> None:
 
 
 def kernel_step_(
-    shim: ctypes.CDLL, how: str, *arguments, seed, state_rounding, param_rounding, mask_modes, **options
+    shim: ctypes.CDLL,
+    how: str,
+    params,
+    grads,
+    steps,
+    masks,
+    states,
+    scalars,
+    rows,
+    *,
+    mask_modes,
+    grad_filter,
+    decay,
+    state_rounding,
+    param_rounding,
+    seed,
+    grad_scale=None,
+    found_inf=None,
 ) -> None:
-    """The op's arguments, taken to the kernel on the CPU."""
-    *arrays, masks, steps, scalars, rows = arguments
-    params, _, exp_avgs, *_ = arrays
+    """A backend's arguments, taken to the kernel on the CPU."""
+    on_host = how == "numbers on the host"  # the step counters are then not the kernel's matter
     slices = (Slice * len(params))()
     for t in range(len(params)):
-        slices[t] = Slice(*(array[t].data_ptr() if array else None for array in arrays))
+        slices[t].param, slices[t].grad = params[t].data_ptr(), grads[t].data_ptr()
+        for place, array in enumerate(states.values()):
+            slices[t].states[place] = array[t].data_ptr()
+        slices[t].step = None if on_host else steps[t].data_ptr()
         slices[t].size = params[t].numel()
-        if masks and masks[t].numel():
+        if masks[t] is not None:
             slices[t].mask, slices[t].mask_mode = masks[t].data_ptr(), mask_modes[t]
-    numbers = [scalars, steps, options.get("grad_scale"), options.get("found_inf")]
-    on_host = how == "numbers on the host"  # the launcher, not the kernel, then reads and advances them
-    if on_host and numbers[-1] is not None and numbers[-1].item():
-        return
-    names = [str(array[0].dtype).removeprefix("torch.") for array in (params, exp_avgs)]
-    words = [*names, state_rounding, param_rounding, options["grad_filter"], options["decay"]]
+    numbers = [scalars, grad_scale, found_inf]
+    dtypes = [str(array[0].dtype).removeprefix("torch.") for array in (params, states["exp_avg"])]
     wrong = shim.shim_step(
         slices,
         len(params),
         (ctypes.c_int64 * len(rows))(*rows),
         *(ctypes.c_void_p(number if number is None else number.data_ptr()) for number in numbers),
         ctypes.c_uint32(seed),
-        *(word.encode() for word in words),
-        int(options["amsgrad"]),
+        *(word.encode() for word in (*dtypes, state_rounding, param_rounding, grad_filter, decay)),
+        int("max_exp_avg_sq" in states),
         int(how != "table in device memory"),
         int(not on_host),
     )
     assert not wrong
-    if on_host:
-        steps.copy_(scalars[rows, Scalars._fields.index("step")])
+    for step, row in zip(steps if on_host else (), rows, strict=False):
+        step.fill_(scalars[row, Scalars._fields.index("step")])
 
 
 @pytest.fixture(scope="module")
@@ -101,25 +104,24 @@ def truths() -> dict[Case, dict[str, torch.Tensor]]:
 
 
 @pytest.fixture(params=["numbers on the host", "numbers on the device", "table in device memory"])
-def native_is_the_kernel(request, shim, monkeypatch) -> None:
-    """Puts the kernel in the place of the native backend."""
+def kernel_is_a_backend(request, shim, monkeypatch) -> None:
+    """Lets ``backend="kernel"`` run the kernel."""
     module = types.ModuleType("kernel_on_the_cpu")
     module.why_not = lambda kind: None if kind.dense else "gaps"
-    module.adamw_step_ = lambda *arguments, **options: kernel_step_(
-        shim, request.param, *arguments, **options
-    )
+    module.adamw_step_ = lambda *arrays, **others: kernel_step_(shim, request.param, *arrays, **others)
     monkeypatch.setitem(sys.modules, "kernel_on_the_cpu", module)
-    monkeypatch.setitem(backends.BACKENDS, "native", "kernel_on_the_cpu")
+    monkeypatch.setitem(backends.BACKENDS, "kernel", "kernel_on_the_cpu")
+    monkeypatch.setitem(options.CHOICES, "backend", (*backends.NAMES, "kernel"))
     if request.param != "numbers on the host":
-        monkeypatch.setattr(buckets, "NUMBERING_DEVICES", ("cpu",))
+        monkeypatch.setattr(engine, "NUMBERING_DEVICES", ("cpu",))
     backends.choose.cache_clear()
     yield
     backends.choose.cache_clear()
 
 
 @pytest.mark.parametrize("case", list(cases()), ids=str)
-def test_the_kernel_equals_the_reference_bit_for_bit(case: Case, truths, native_is_the_kernel) -> None:
-    assert disagreements(run("native", case), truths[case]) == {}
+def test_the_kernel_equals_the_reference_bit_for_bit(case: Case, truths, kernel_is_a_backend) -> None:
+    assert disagreements(run("kernel", case), truths[case]) == {}
 
 
 # --- compiled for GPUs -----------------------------------------------------------------------------------
@@ -143,9 +145,19 @@ class Compiled(NamedTuple):
     cubins: list[Path]  # one per format of parameters
 
 
-# With the table as the kernel's argument and in device memory, the roundings of the formats, the states, and
-# three choices between two.
-KERNELS = 2 * (1 + 3 + 3) * 3 * 2**3
+def policies(room: str) -> dict[str, int]:
+    """Returns a room's structs for each of which kernels are compiled apart, and how many rows they have."""
+    header = (ROOT / "csrc" / "step" / f"{room}.h").read_text()
+    found = re.findall(r"struct (\w+) \{\n  using States = StateRows<(.*)>;", header)
+    return {name: len(rows.split(",")) if rows else 0 for name, rows in found}
+
+
+STORAGE = (ROOT / "csrc" / "step" / "storage.h").read_text()
+PARAM_FORMATS = re.findall(r"struct (\w+) \{\n  static constexpr Format", STORAGE)
+STATE_FORMATS = re.findall(r"use\((\w+)\{\}\)", STORAGE[STORAGE.index("void with_state_format") :])
+ROWS = {**policies("grad_filter"), **policies("adamw")}
+# With the table as the kernel's argument and in device memory.
+KERNELS = 2 * len(PARAM_FORMATS) * len(STATE_FORMATS) * len(policies("grad_filter")) * len(policies("adamw"))
 SOURCES = ("adamw_cuda", "float32", "bfloat16", "float16")
 
 
@@ -155,7 +167,7 @@ def compiled(request, tmp_path_factory) -> Compiled:
     folder = tmp_path_factory.mktemp(request.param)
     headers = [word for path in torch.utils.cpp_extension.include_paths() for word in ("-isystem", path)]
     command = [tool("nvcc"), "-std=c++17", "-O3", "--fmad=false", f"-arch={request.param}", *headers]
-    command += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-Werror=all-warnings", "-Xptxas=-v"]
+    command += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-Werror=all-warnings", "-Xptxas=-v"]
     command += ["--keep", f"--keep-dir={folder}", "-cubin"]
 
     def compile_(name: str) -> str:
@@ -198,9 +210,9 @@ def test_the_body_moves_16_bytes_at_a_time(compiled: Compiled) -> None:
     assert len(kernels) == KERNELS
     for kernel in kernels:
         name = kernel.splitlines()[0]
-        arrays = (
-            4 + ("Ema" in name) + ("Largest" in name) + ("Kahan" in name)
-        )  # param, grad, two moments, ...
+        # param, grad, two moments; KahanComp, which is read where it is asked for; what the policies add.
+        has_rest = f"StoredStepINS_{len('Float32')}Float32" not in name
+        arrays = 4 + has_rest + sum(rows for policy, rows in ROWS.items() if f"{len(policy)}{policy}" in name)
         assert len(re.findall(r"\bLDG\.E(?:\.\w+)*\.128", kernel)) >= arrays, name
         assert len(re.findall(r"\bSTG\.E(?:\.\w+)*\.128", kernel)) >= arrays - 1, name
         assert not re.findall(r"\b(?:LDL|STL|LD|ST)\.", kernel), f"local or generic memory in {name}"

@@ -14,7 +14,6 @@ CASES = [
     "fsdp2_trains_like_one_process",
     "every_layout_steps_bit_for_bit",
     "a_compiled_step_leaves_the_graph_for_shards",
-    "later_steps_run_on_remembered_addresses",
     "masks_are_sharded_like_their_parameters",
     "gradients_of_other_layouts",
     "ddp_trains_like_one_process",

@@ -9,9 +9,8 @@ import torch
 from stepping import BACKENDS, OPTIONS, values
 from torch import nn
 
-from grokfused import GrokAdamW, in_backward, step_in_backward
+from grokfused import GrokAdamW, step_in_backward
 from grokfused.lab.agreement import differing_bits
-from grokfused.plan import Plan
 
 Train = Callable[[nn.Module, GrokAdamW, int], None]
 
@@ -173,23 +172,6 @@ def test_both_ways_may_take_turns(backend) -> None:
             in_the_backward(model, optimizer, number)
         handle.remove()  # once more, which does nothing
     assert same(values(optimizer), values(plain))
-
-
-def test_each_parameter_keeps_its_plan(monkeypatch) -> None:
-    planned = []
-
-    def plan(groups: Any, states: Any, stepped: Any, *others: Any, **options: Any) -> Plan:
-        planned.extend(stepped)
-        return Plan(groups, states, stepped, *others, **options)
-
-    monkeypatch.setattr(in_backward, "Plan", plan)
-    model, optimizer = made("native")
-    step_in_backward(optimizer)
-    for number in range(4):
-        backward(model, number)
-    stepped = [*model.first.parameters(), *model.second.parameters()]
-    assert len(planned) == len(stepped)
-    assert set(planned) == set(stepped)
 
 
 def test_a_copy_of_the_optimizer_takes_ordinary_steps() -> None:

@@ -7,8 +7,9 @@ from masked import DTYPES, bits, made, set_grad, some, states
 from stepping import BACKENDS, OPTIONS, through_a_file
 from torch import Tensor
 
-from grokfused import GrokAdam, GrokAdamW, mask
+from grokfused import GrokAdam, GrokAdamW
 from grokfused.lab.agreement import differing_bits
+from grokfused.step import mask
 
 
 class Watched:

@@ -9,8 +9,10 @@ from stepping import OPTIONS, through_a_file
 from torch import nn
 from torch.nn.utils import prune
 
-from grokfused import GrokAdamW, mask
+from grokfused import GrokAdamW
 from grokfused.lab.agreement import differing_bits
+from grokfused.pruning import from_prune
+from grokfused.step import mask
 
 # --- names, checkpoints, copies --------------------------------------------------------------------------
 
@@ -143,7 +145,7 @@ def test_masks_of_torch_prune_are_taken_over() -> None:
     }
     inputs = torch.randn(3, 9)
     output = model(inputs).detach()
-    found = mask.from_prune(model)
+    found = from_prune(model)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)
     assert {name for name, _ in model.named_parameters()} == {"0.weight", "0.bias", "1.weight", "1.bias"}
@@ -157,4 +159,4 @@ def test_masks_of_torch_prune_are_taken_over() -> None:
 
 def test_a_module_that_is_not_pruned_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing in this module is pruned"):
-        mask.from_prune(nn.Linear(2, 2))
+        from_prune(nn.Linear(2, 2))

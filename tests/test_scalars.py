@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from grokfused import GrokAdamW
-from grokfused.scalars import Scalars, scalar_table, step_scalars
+from grokfused.step.scalars import Scalars, scalar_table, step_scalars
 
 GROUP = {
     "lr": 3e-3,

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from grokfused import reference
-from grokfused.storage import is_dense, overlaps_itself
+from grokfused.backends import reference
+from grokfused.state.storage import is_dense, overlaps_itself
 
 
 def all_16_bit_values(dtype: torch.dtype) -> torch.Tensor:

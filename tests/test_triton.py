@@ -17,6 +17,7 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from grokfused.lab.agreement import cases  # noqa: E402
 from grokfused.triton_kernels import kernel, launcher  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +33,7 @@ def test_the_interpreted_kernel_equals_the_reference_bit_for_bit() -> None:
         text=True,
     )
     assert shown.returncode == 0, shown.stderr
-    assert json.loads(shown.stdout.splitlines()[-1]) == {"cases": 84, "wrong": {}}
+    assert json.loads(shown.stdout.splitlines()[-1]) == {"cases": len(list(cases())), "wrong": {}}
 
 
 def test_a_cpu_tensor_is_refused_by_name_and_auto_moves_on() -> None:
@@ -44,18 +45,24 @@ def test_a_cpu_tensor_is_refused_by_name_and_auto_moves_on() -> None:
     assert backends.choose("auto", backends.Kind("cpu", True)) == "native"
 
 
-def test_the_op_has_the_signature_of_the_native_one() -> None:
-    import grokfused.ops  # noqa: F401  (registers the native op)
-
-    native, mirror = (
-        str(op.default._schema).split("(", 1)[1]
-        for op in (torch.ops.grokfused.adamw_step_, torch.ops.grokfused.adamw_step_triton_)
-    )
-    assert mirror == native
+def test_an_unknown_filter_is_refused() -> None:
+    tensors = [torch.ones(3)]
+    with pytest.raises(ValueError, match=r"grad_filter must be one of .*'ema'.*, got 'mean'"):
+        launcher.adamw_step_(
+            *(tensors, tensors, tensors, [None], {"exp_avg": tensors, "exp_avg_sq": tensors}),
+            torch.ones(1, 13),
+            [0],
+            mask_modes=[0],
+            grad_filter="mean",
+            decay="coupled",
+            state_rounding="nearest",
+            param_rounding="nearest",
+            seed=0,
+        )
 
 
 POINTERS = {"slices": "*i64", "tensors": "*i32", "first_chunks": "*i32", "rows": "*i32"}
-POINTERS |= dict.fromkeys(("scalars", "steps", "grad_scale", "found_inf"), "*fp32")
+POINTERS |= dict.fromkeys(("scalars", "grad_scale", "found_inf"), "*fp32")
 POLICIES = {
     "float32": (0, 0, False, "nearest", False, False),
     "bfloat16 states": (0, 1, True, "nearest", True, True),
@@ -72,7 +79,8 @@ NAMES = ("PARAM", "STATE", "STOCHASTIC", "PARAM_ROUNDING", "COUPLED", "AMSGRAD")
 def test_the_kernel_compiles_to_wide_accesses_and_single_roundings(
     policies, masked, capability, tmp_path
 ) -> None:
-    flags = dict.fromkeys(("HAS_SCALE", "HAS_FOUND_INF", "STEPS_HERE", "EMA"), True)
+    flags = dict.fromkeys(("HAS_SCALE", "HAS_FOUND_INF", "STEPS_HERE"), True)
+    flags["FILTER"] = launcher.FILTERS["ema"]
     policies = dict(zip(NAMES, policies, strict=True))
     policies["PARAM_ROUNDING"] = launcher.PARAM_ROUNDING[policies["PARAM_ROUNDING"]]
     constants = {**flags, **policies, "CHUNK": launcher.CHUNK, "MASKED": masked}

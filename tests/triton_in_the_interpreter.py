@@ -28,38 +28,9 @@ def special_values(
     rest["param_rounding"] = param_rounding
     optimizer = GrokAdamW([param], **OPTIONS, **rest, backend=backend)
     for factor in (1.0, -0.5, 3.0):
-        param.grad = (grads.float() * factor).to(dtype)  # elsewhere each time: the table is made anew
+        param.grad = (grads.float() * factor).to(dtype)  # elsewhere each time: with another table
         optimizer.step()
     return values(optimizer)
-
-
-def checked_op() -> dict[str, str]:
-    """Returns what torch.library.opcheck says of the op, with and without a loss scale."""
-    import grokfused.triton_kernels  # noqa: F401  (registers the op)
-
-    verdicts = {}
-    options = {
-        "grad_filter": "ema",
-        "decay": "coupled",
-        "amsgrad": True,
-        "state_rounding": "nearest",
-        "param_rounding": "stochastic",
-        "seed": 3,
-    }
-    for scaled in (False, True):
-        arrays = [[torch.ones(5), torch.ones(2, 3)] for _ in range(6)]
-        arrays.append([])  # kahan_comps
-        arrays.append([torch.ones(1, dtype=torch.int32), torch.empty(0, dtype=torch.int32)])
-        scale = {"grad_scale": torch.tensor(2.0), "found_inf": torch.tensor(0.0)} if scaled else {}
-        found = torch.library.opcheck(
-            torch.ops.grokfused.adamw_step_triton_.default,
-            (*arrays, torch.zeros(2), torch.full((1, 13), 0.5), [0, 0]),
-            {**options, "mask_modes": [1, 0], **scale},
-            test_utils=("test_schema", "test_faketensor"),
-            raise_exception=False,
-        )
-        verdicts |= {f"{name}, scaled={scaled}": how for name, how in found.items()}
-    return verdicts
 
 
 def main() -> None:
@@ -78,7 +49,6 @@ def main() -> None:
         counts = {name: n for name in truth if (n := differing_bits(found[name], truth[name]))}
         if counts:
             wrong[f"special {options}"] = counts
-    wrong |= {f"op {name}": how for name, how in checked_op().items() if how != "SUCCESS"}
     print(json.dumps({"cases": len(grid), "wrong": wrong}))
 
 

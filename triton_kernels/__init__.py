@@ -9,11 +9,11 @@ from typing import Any
 
 _missing: str | None = None
 try:
-    from .launcher import INTERPRETED, Stepper, adamw_step_
+    from .launcher import INTERPRETED, adamw_step_
 except ImportError as error:  # triton is an extra
     _missing = f"triton cannot be imported ({error}); pip install 'grokfused[triton]'"
 
-__all__ = ["Stepper", "adamw_step_", "why_not"]
+__all__ = ["adamw_step_", "why_not"]
 
 
 def why_not(kind: Any) -> str | None:

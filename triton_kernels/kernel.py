@@ -12,16 +12,31 @@ import triton
 import triton.language as tl
 
 from . import adamw, grad_filter, mask, storage
-
-# The columns of the scalar table: csrc/step/scalars.h.
-STEP, GRAD_FACTOR, ALPHA, ALPHA_WEIGHT, LAMB, WEIGHT_DECAY, PARAM_SCALE = (tl.constexpr(k) for k in range(7))
-BETA1_WEIGHT, BETA2, BETA2_WEIGHT, STEP_SIZE, DENOM_SCALE, EPS = (tl.constexpr(k) for k in range(7, 13))
-ROW = tl.constexpr(13)
-# The columns of the table of slices: csrc/step/slice.h, and whether all arrays begin where a pack may.
-PARAM_AT, GRAD_AT, EXP_AVG_AT, EXP_AVG_SQ_AT, MAX_EXP_AVG_SQ_AT, GRAD_EMA_AT, KAHAN_COMP_AT = (
-    tl.constexpr(k) for k in range(7)
+from .columns import (
+    BETA1_WEIGHT,
+    BETA2,
+    BETA2_WEIGHT,
+    DENOM_SCALE,
+    EPS,
+    EXP_AVG_AT,
+    EXP_AVG_SQ_AT,
+    GRAD_AT,
+    GRAD_FACTOR,
+    IS_ALIGNED,
+    KAHAN_COMP_AT,
+    MASK_AT,
+    MASK_MODE,
+    MAX_EXP_AVG_SQ_AT,
+    PARAM_AT,
+    PARAM_SCALE,
+    ROW,
+    SIZE,
+    SLICE,
+    STEP,
+    STEP_AT,
+    STEP_SIZE,
+    WEIGHT_DECAY,
 )
-MASK_AT, MASK_MODE, SIZE, IS_ALIGNED, SLICE = (tl.constexpr(k) for k in range(7, 12))
 
 
 @triton.jit
@@ -36,7 +51,7 @@ def _step_chunk(
     STATE: tl.constexpr,
     STOCHASTIC: tl.constexpr,
     PARAM_ROUNDING: tl.constexpr,
-    EMA: tl.constexpr,
+    FILTER: tl.constexpr,
     COUPLED: tl.constexpr,
     AMSGRAD: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -73,15 +88,9 @@ def _step_chunk(
         drawn, param_drawn = 0, 0
 
     grad = grad * factor
-    if EMA:
-        grad_ema_at = storage.pointers(tl.load(slice_ + GRAD_EMA_AT), i, STATE, WHOLE)
-        grad_ema = storage.load(grad_ema_at, read, STATE, every)
-        grad, grad_ema = grad_filter.ema(
-            grad, grad_ema, tl.load(numbers + ALPHA), tl.load(numbers + ALPHA_WEIGHT), tl.load(numbers + LAMB)
-        )
-        storage.store(
-            grad_ema_at, mask.masked(grad_ema, kept, MASK), drawn, written, STATE, STOCHASTIC, every
-        )
+    grad = grad_filter.filtered(
+        grad, slice_, numbers, i, read, kept, written, drawn, FILTER, STATE, STOCHASTIC, WHOLE, every, MASK
+    )
     param, grad = adamw.decayed(
         param, grad, tl.load(numbers + WEIGHT_DECAY), tl.load(numbers + PARAM_SCALE), COUPLED
     )
@@ -124,8 +133,7 @@ def _step_chunk(
         storage.clear(param_at, dirty, PARAM)
         storage.clear(exp_avg_at, dirty, STATE)
         storage.clear(exp_avg_sq_at, dirty, STATE)
-        if EMA:
-            storage.clear(grad_ema_at, dirty, STATE)
+        grad_filter.cleared(slice_, i, dirty, FILTER, STATE, WHOLE)
         if AMSGRAD:
             storage.clear(largest_at, dirty, STATE)
         if PARAM_ROUNDING == storage.KAHAN:
@@ -136,25 +144,25 @@ def _step_chunk(
 def _step_masked(
     slice_, begin, size, numbers, factor, key,
     PARAM: tl.constexpr, STATE: tl.constexpr, STOCHASTIC: tl.constexpr, PARAM_ROUNDING: tl.constexpr,
-    EMA: tl.constexpr, COUPLED: tl.constexpr, AMSGRAD: tl.constexpr, CHUNK: tl.constexpr, WHOLE: tl.constexpr,
-    MASKED: tl.constexpr,
+    FILTER: tl.constexpr, COUPLED: tl.constexpr, AMSGRAD: tl.constexpr, CHUNK: tl.constexpr,
+    WHOLE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     # MASKED: some tensor of the launch has a mask.
     if MASKED:
         if tl.load(slice_ + MASK_MODE) == 0:
             _step_chunk(
                 slice_, begin, size, numbers, factor, key,
-                PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, EMA, COUPLED, AMSGRAD, CHUNK, WHOLE, mask.ZERO,
+                PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD, CHUNK, WHOLE, mask.ZERO,
             )  # fmt: skip
         else:
             _step_chunk(
                 slice_, begin, size, numbers, factor, key,
-                PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, EMA, COUPLED, AMSGRAD, CHUNK, WHOLE, mask.FREEZE,
+                PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD, CHUNK, WHOLE, mask.FREEZE,
             )  # fmt: skip
     else:
         _step_chunk(
             slice_, begin, size, numbers, factor, key,
-            PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, EMA, COUPLED, AMSGRAD, CHUNK, WHOLE, mask.NONE,
+            PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD, CHUNK, WHOLE, mask.NONE,
         )  # fmt: skip
 
 
@@ -165,7 +173,6 @@ def adamw_kernel(
     first_chunks,  # int32 [tensors]
     rows,  # int32 [tensors]: the row of scalars
     scalars,  # float32 [rows, ROW]
-    steps,  # float32 [tensors], written where STEPS_HERE
     grad_scale,
     found_inf,
     seed,
@@ -176,7 +183,7 @@ def adamw_kernel(
     STATE: tl.constexpr,
     STOCHASTIC: tl.constexpr,
     PARAM_ROUNDING: tl.constexpr,
-    EMA: tl.constexpr,
+    FILTER: tl.constexpr,
     COUPLED: tl.constexpr,
     AMSGRAD: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -195,7 +202,7 @@ def adamw_kernel(
         step = tl.load(numbers + STEP)
         if STEPS_HERE:
             if begin == 0:
-                tl.store(steps + tensor, step)
+                tl.store(tl.load(slice_ + STEP_AT).to(tl.pointer_type(tl.float32)), step)
         factor = tl.load(numbers + GRAD_FACTOR)
         if HAS_SCALE:
             factor = tl.div_rn(factor, tl.load(grad_scale))
@@ -204,10 +211,10 @@ def adamw_kernel(
         if whole:
             _step_masked(
                 slice_, begin, size, numbers, factor, key,
-                PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, EMA, COUPLED, AMSGRAD, CHUNK, True, MASKED,
+                PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD, CHUNK, True, MASKED,
             )  # fmt: skip
         else:
             _step_masked(
                 slice_, begin, size, numbers, factor, key,
-                PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, EMA, COUPLED, AMSGRAD, CHUNK, False, MASKED,
+                PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD, CHUNK, False, MASKED,
             )  # fmt: skip

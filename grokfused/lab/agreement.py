@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from grokfused import GrokAdam, GrokAdamW
-from grokfused.buckets import STATE_ARRAYS
+from grokfused.state.arrays import NAMES
 
 # Edges of vector widths, of dimensions and of memory orders; "many" is split between threads. The last ones
 # are put under masks after their first step.
@@ -168,7 +168,7 @@ def run(backend: str, case: Case, device: str = "cpu", steps: int = 5) -> dict[s
     results = {}
     for name, param in zip(SHAPES, params, strict=True):
         results[f"{name} param"] = param.detach().cpu()
-        for key in ("step", *STATE_ARRAYS):
+        for key in ("step", *NAMES):
             if key in optimizer.state[param]:
                 results[f"{name} {key}"] = optimizer.state[param][key].cpu()
     return results

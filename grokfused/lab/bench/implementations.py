@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from grokfused import GrokAdamW, reference
-from grokfused.backends import BACKENDS
-from grokfused.grad_filter import FILTERS
+from grokfused import GrokAdamW
+from grokfused.backends import BACKENDS, reference
 from grokfused.lab.bench.cases import Shapes
 from grokfused.lab.bench.timing import Step
 from grokfused.lab.bench.traffic import traffic, under_masks
-from grokfused.mask import pack
-from grokfused.scalars import step_scalars
-from grokfused.storage import PARAM_ROUNDINGS
+from grokfused.state.storage import PARAM_ROUNDINGS
+from grokfused.step.grad_filter import FILTERS
+from grokfused.step.mask import pack
+from grokfused.step.scalars import step_scalars
 
 # Nobody's defaults: one that a peer ignores would show in its results.
 LR, BETAS, EPS, WEIGHT_DECAY = 2e-3, (0.85, 0.98), 3e-9, 0.03
@@ -199,7 +199,7 @@ def compiled_reference(params: list[Tensor]) -> Step:
 
     def update(param: Tensor, grad: Tensor, state: dict[str, Tensor], numbers: Any) -> None:
         values = {"param": param.float(), "grad": grad.float(), **state}
-        new = reference.step(values, reference.Scalars(*numbers.unbind()), "decoupled")
+        new = reference.step(values, reference.Scalars(*numbers.unbind()), "ema", "decoupled")
         param.copy_(new["param"])
         for name, array in state.items():
             array.copy_(new[name])

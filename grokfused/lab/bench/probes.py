@@ -9,7 +9,6 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 # Its profiler would print that it starts and stops; asked when it is used for the first time.
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")
@@ -18,7 +17,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import grokfused
-from grokfused import ops
 from grokfused.lab.bench.timing import Step
 
 SECOND = "the step that is looked at"
@@ -55,26 +53,16 @@ def _probe_gpu(step: Step) -> Probe:
 
 
 def _probe_cpu(step: Step) -> Probe:
-    native = 0
-    repeat = ops.Stepper.repeat
-
-    def counted(*arguments: Any, **options: Any) -> None:
-        nonlocal native
-        native += 1  # all else goes by the operator, which the profiler sees
-        repeat(*arguments, **options)
-
-    with (
-        mock.patch.object(ops.Stepper, "repeat", counted),
-        profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded,
-    ):
+    activities = [ProfilerActivity.CPU]
+    with profile(activities=activities, profile_memory=True, acc_events=True) as recorded:
         # Two steps: of memory that is freed in the first one the profiler knows no size.
         step()
         with torch.profiler.record_function(SECOND):
             step()
-    return _second_step(recorded, native)
+    return _second_step(recorded)
 
 
-def _second_step(recorded: profile, native: int) -> Probe:
+def _second_step(recorded: profile) -> Probe:
     """Returns what the profiler saw in the second of two steps."""
     events = recorded.events()
     span = next(event.time_range for event in events if event.name == SECOND)
@@ -91,7 +79,7 @@ def _second_step(recorded: profile, native: int) -> Probe:
         if at >= begin:
             level += change
             peak = max(peak, level)
-    return Probe(launches + native // 2, peak)
+    return Probe(launches, peak)
 
 
 class Others:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 
 from grokfused import GrokAdamW
-from grokfused.buckets import STATE_ARRAYS
-from grokfused.mask import PackedMask
-from grokfused.reference import LANES
+from grokfused.backends.reference import LANES
+from grokfused.state.arrays import there
+from grokfused.step.mask import PackedMask
 
 
 class Traffic(NamedTuple):
@@ -44,7 +44,7 @@ def traffic(
     # On the reference, which needs neither a compiler nor a GPU and keeps the same states.
     optimizer = GrokAdamW([param], **{**options, "backend": "reference"})
     optimizer.step()
-    kept = [optimizer.state[param][name] for name in STATE_ARRAYS if name in optimizer.state[param]]
+    kept = [optimizer.state[param][array.name] for array in there(optimizer.state[param])]
     updated = param.itemsize + sum(state_itemsize or state.itemsize for state in kept)
     grad_reads = 1 if optimizer.param_groups[0]["max_grad_norm"] is None else 2
     return Traffic(updated + grad_reads * param.grad.itemsize, updated)

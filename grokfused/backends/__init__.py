@@ -1,0 +1,113 @@
+"""Which implementation runs a step: a table of names, each with the reason why it may refuse."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from grokfused._version import __version__
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend was asked for by name and cannot run here; the message says why."""
+
+
+class Kind(NamedTuple):
+    """What a backend must know of a bucket to say whether it can run it."""
+
+    device: str
+    dense: bool  # the elements fill one stretch of memory, as they are: none is negated only when read
+
+
+# In the order in which "auto" asks. Each module has `adamw_step_` and `why_not(kind)`, and is imported
+# when it is first asked, so that importing grokfused needs no compiler, no triton and no _C.
+BACKENDS = {
+    "native": "grokfused.backends.native",
+    "triton": "grokfused.triton_kernels",
+    "reference": "grokfused.backends.reference",
+}
+NAMES = ("auto", *BACKENDS)
+
+
+def backend(name: str) -> ModuleType:
+    """Imports the backend called ``name``."""
+    return importlib.import_module(BACKENDS[name])
+
+
+def native_walk() -> Callable[..., Any] | None:
+    """Returns the walk of csrc/walk.h, or None where it could not be built."""
+    walk: Callable[..., Any] | None = backend("native").walk
+    return walk
+
+
+@lru_cache(maxsize=64)
+def choose(name: str, kind: Kind) -> str:
+    """Returns the name of the backend that runs a bucket of this kind.
+
+    Args:
+        name: A key of ``BACKENDS``, or "auto" for the first one that does not refuse.
+        kind: What the bucket looks like.
+
+    Raises:
+        BackendUnavailable: ``name`` was asked for and refuses; the message carries its reason.
+    """
+    if name != "auto":
+        reason = backend(name).why_not(kind)
+        if reason:
+            raise BackendUnavailable(f"backend={name!r} cannot run here: {reason}")
+        return name
+    reasons: list[str] = []
+    for candidate in BACKENDS:
+        reason = backend(candidate).why_not(kind)
+        if not reason:
+            break
+        reasons.append(f"{candidate}: {reason}")
+    if candidate == "reference":
+        warnings.warn(
+            f"grokfused takes its slow reference backend on {kind.device}. " + "; ".join(reasons),
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return candidate
+
+
+def choose_for(name: str, param: Tensor, dense: bool) -> str:
+    """Returns ``choose`` for a parameter whose shard is dense or not."""
+    return choose(name, Kind(param.device.type, dense))
+
+
+def info() -> dict[str, Any]:
+    """Says what is active on this machine and why.
+
+    Returns:
+        ``version``, ``torch`` and ``python`` (versions); ``build`` (how ``_C`` was built, or None);
+        ``backends``: name -> {"available", "why_not"}, asked for each device there is; ``auto``:
+        device -> the backend that ``backend="auto"`` takes.
+    """
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    kinds = {device: Kind(device, dense=True) for device in devices}
+    refusals = {
+        name: {device: backend(name).why_not(kind) for device, kind in kinds.items()} for name in BACKENDS
+    }
+    return {
+        "version": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "build": backend("native").build_info(),
+        "backends": {
+            name: {
+                "available": [device for device, reason in reasons.items() if not reason],
+                "why_not": {device: reason for device, reason in reasons.items() if reason},
+            }
+            for name, reasons in refusals.items()
+        },
+        "auto": {device: next(name for name in BACKENDS if not refusals[name][device]) for device in devices},
+    }

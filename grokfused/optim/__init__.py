@@ -1,0 +1,1 @@
+"""The two optimizers, and the ways in which they are stepped."""

@@ -1,0 +1,297 @@
+"""The optimizers: GrokAdam and GrokAdamW, drop-in replacements of torch.optim.Adam and AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim import optimizer as torch_optimizer
+
+from grokfused.optim import op
+from grokfused.optim.compiled import compiled_step
+from grokfused.optim.in_backward import StepInBackward
+from grokfused.optim.masking import Masking
+from grokfused.state.checkpoint import for_torch, loading, saving
+from grokfused.state.storage import check_param, state_dtype_name
+from grokfused.step.clipping import given_scale, max_norm_of
+from grokfused.step.members import with_grads
+from grokfused.step.options import check_flag, check_options, refuse_misspelt
+
+
+class GrokAdam(Masking, Optimizer):
+    """Adam on gradients whose slow part is amplified (Grokfast), in one pass over memory.
+
+    For each element at step t = 1, 2, ...:
+
+        g = g / grad_scale                         under a loss scale; negated if maximize
+        g = g * min(1, max_grad_norm / (|g| + 1e-6))   if max_grad_norm; |g|: the norm of all gradients
+        h = alpha * h + (1 - alpha) * g            slow gradient   (Lee et al. 2024, arXiv:2405.20233)
+        g = g + lamb * h
+        g = g + weight_decay * p                   GrokAdam   (as torch.optim.Adam)
+        p = p * (1 - lr * weight_decay)            GrokAdamW  (as torch.optim.AdamW, arXiv:1711.05101)
+        m = m + (1 - beta1) * (g - m)              (Kingma & Ba 2015, arXiv:1412.6980)
+        v = beta2 * v + (1 - beta2) * g * g
+        p = p - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
+
+    ``p.grad`` is never modified. With ``lamb=0`` this is torch.optim's optimizer to rounding. Every option
+    is an entry of the parameter group, may differ between groups and may be changed between steps.
+
+    Args:
+        params: Parameters (float32, bfloat16 or float16), named parameters, or groups of them.
+        lr: Step length, parameter units per step. >= 0; a float or a one-element tensor.
+            (default: 1e-3)
+        betas: Memories of the two moments, both in [0, 1); floats or one-element tensors.
+            (default: (0.9, 0.999))
+        eps: Added to the root of the second moment, gradient units. >= 0. (default: 1e-8)
+        weight_decay: >= 0. (default: 0 for GrokAdam, 1e-2 for GrokAdamW)
+        amsgrad: Divide by the largest second moment so far (arXiv:1904.09237). (default: False)
+        grad_filter: "ema", or "none" for plain Adam without the filter's memory. (default: "ema")
+        alpha: Memory of the slow gradient; 1 / (1 - alpha) is its time constant in steps. In [0, 1).
+            (default: 0.98)
+        lamb: How much of the slow gradient is added. Any finite number. (default: 2.0)
+        grad_ema_init: "first": the slow gradient starts as the first gradient, as in the authors'
+            code; "zero": it starts as 0. (default: "first")
+        max_grad_norm: Limits the Euclidean norm of all gradients of the optimizer together, in true units,
+            before the filter sees them: ``torch.nn.utils.clip_grad_norm_`` without its pass over the
+            gradients, and equal to it to rounding (the norm is torch's: its last bit may depend on the number
+            of threads). > 0, and equal in all groups. DTensors count whole, other gradients as this process
+            has them. As there, masked elements count, and a norm that is not finite is not caught: NaN makes
+            all parameters NaN, infinity those elements whose gradient is infinite or NaN, while the others
+            step on 0. None: no limit. (default: None)
+        maximize: Ascend instead of descend. (default: False)
+        capturable: The device numbers the steps of CUDA parameters, and reads a learning rate and betas that
+            are tensors there, so that a CUDA graph may hold the step; hyperparameters that are numbers are
+            replayed as they were captured. No effect on CPU parameters. (default: False)
+        foreach, fused: Accepted, so that an AdamW call site needs no edit; no effect.
+        differentiable: Must be False.
+        state_dtype: torch.float32 or torch.bfloat16, the dtype of all states. (default: torch.float32)
+        state_rounding: How bfloat16 states are rounded: "stochastic" (unbiased) or "nearest" (a second
+            moment with beta2 = 0.999 then stops moving). (default: "stochastic")
+        param_rounding: How bfloat16 and float16 parameters are rounded; no effect on float32. "nearest" loses
+            every update below r / 2, r being the distance between neighbouring numbers (in bfloat16 |p| / 256
+            to |p| / 128). These do not (arXiv:2010.06192):
+
+                "stochastic":  p = r * floor(p / r + u),    u uniform in [0, 1): no bias, but noise
+                "kahan":       p = p + c before the step;   c = p - round(p) after it, a further state
+
+            c is 0 where the rounded p is not finite, and in float16 it holds nothing below 2^-24. Code that
+            writes a parameter between steps leaves the c of its old value. (default: "nearest")
+        seed: Picks the random bits of stochastic rounding, with step and element index (of a DTensor, the
+            index in this process's shard). (default: 0)
+        backend: "auto", "native", "triton" or "reference"; see ``grokfused.info()``. (default: "auto")
+        unscales_grads: Whether torch.amp.GradScaler leaves the unscaling to the step. With False it unscales
+            the gradients itself before the step, and leaves the step out after an overflow, as for an
+            optimizer that knows nothing of it: for code that looks at unscaled gradients in between
+            (Lightning and Fabric refuse to clip otherwise). Of the optimizer, not of a group.
+            (default: True)
+
+    Under ``torch.amp.GradScaler`` the gradients are unscaled in the same pass, and an overflow changes
+    nothing, the step count included; the host does not wait to learn of it.
+
+    State per parameter: ``step`` [] float32; ``exp_avg``, ``exp_avg_sq``, ``grad_ema`` (with the filter) and
+    ``max_exp_avg_sq`` (with amsgrad), each of the parameter's shape and in its memory order, and so
+    ``kahan_comp`` (with param_rounding="kahan"), of its dtype; ``mask`` (where one is set, ``set_masks``), a
+    bit per element.
+
+    Raises:
+        ValueError, TypeError: An option is out of its range or of the wrong type, or a parameter cannot
+            be stepped; the message names it, its value and the range. Nothing was changed.
+        BackendUnavailable: ``backend`` was asked for by name and cannot run here (at the first step).
+        RuntimeError: At a step: a gradient is sparse or does not fit its parameter. Nothing was changed.
+    """
+
+    decay = "coupled"
+    # If True, torch.amp.GradScaler sets `grad_scale` and `found_inf` for the time of a step, and leaves the
+    # gradients as they are: they are unscaled in the same pass. An attribute of the instance, as in torch:
+    # one of the class would hide a False from those who look through a wrapper (Lightning's derives from
+    # the class and asks the instance only for what the class lacks). False by choice: `unscales_grads`.
+    _step_supports_amp_scaling: bool
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
+    _name: str  # by which compiled code finds it; of this object alone
+    _in_backward: StepInBackward | None = None  # not pickled: its hooks are of these parameters
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        grad_filter: str = "ema",
+        alpha: float = 0.98,
+        lamb: float = 2.0,
+        grad_ema_init: str = "first",
+        max_grad_norm: float | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        differentiable: bool = False,
+        state_dtype: torch.dtype | str = torch.float32,
+        state_rounding: str = "stochastic",
+        param_rounding: str = "nearest",
+        seed: int = 0,
+        backend: str = "auto",
+        unscales_grads: bool = True,
+        **unknown: Any,
+    ) -> None:
+        defaults = dict(locals())
+        for not_an_option in ("self", "params", "unknown", "__class__"):
+            defaults.pop(not_an_option, None)
+        refuse_misspelt(unknown, defaults, any_unknown=True)
+        check_flag("unscales_grads", defaults.pop("unscales_grads"))
+        defaults["state_dtype"] = state_dtype_name(state_dtype)
+        check_options(defaults)
+        super().__init__(params, defaults)
+        self._name = op.new_name(self)
+        self._step_supports_amp_scaling = unscales_grads
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group of parameters; options it does not name are the optimizer's own.
+
+        Raises:
+            ValueError, TypeError: As for the class; a key close to an option's name is taken for a
+                misspelling. Nothing was changed.
+        """
+        if isinstance(param_group, dict) and "params" in param_group:
+            refuse_misspelt(param_group, ("params", *self.defaults), any_unknown=False)
+            group = dict(param_group)
+            if not isinstance(group["params"], (Tensor, set)):
+                group["params"] = list(group["params"])
+            if "state_dtype" in group:
+                group["state_dtype"] = state_dtype_name(group["state_dtype"])
+            options = {**self.defaults, **group}
+            check_options(options)
+            max_norm_of([*self.param_groups, options])
+            params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
+            for index, param in enumerate(params):
+                named = isinstance(param, tuple)
+                name = f"parameter {param[0] if named else index!r} of group {len(self.param_groups)}"
+                check_param(param[1] if named else param, name)
+            param_group = group
+        super().add_param_group(param_group)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Takes one step on every parameter that has a gradient.
+
+        Args:
+            closure: Re-evaluates the model and returns the loss. (default: None)
+
+        Returns:
+            What the closure returned, or None.
+        """
+        if torch.compiler.is_compiling():
+            return _compiled_step(self) if closure is None else _compiled_step(self, closure)
+        if _observed(self):
+            # Hooks are shown the arguments that were given.
+            return _observed_step(self) if closure is None else _observed_step(self, closure)
+        return self._step(closure)
+
+    # torch would wrap `step` to run hooks and to tell the profiler, at a fixed price per step that is
+    # a tenth of a small model's; `step` above goes through that wrapper only when there is someone to tell.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+        self._accelerator_graph_capture_health_check()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self._in_backward is not None:
+            self._in_backward.check()
+        else:
+            op.take(self, with_grads(self), given_scale(self))
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state as torch.optim does; a mask is a bool tensor of its parameter's shape."""
+        with saving(self):
+            return super().state_dict()
+
+    def torch_state_dict(self) -> dict[str, Any]:
+        """Returns a state dict that torch.optim's optimizer of the same parameters loads and goes on from.
+
+        That of GrokAdam is for torch.optim.Adam, that of GrokAdamW for AdamW (also ``fused=True``). It holds
+        the step counts, the moments, widened to float32 where they are bfloat16, and the options that torch
+        has; the slow gradient and the options that are ours are left out, ``max_grad_norm`` with them. It
+        shares no memory with this optimizer. torch's ``load_state_dict`` rounds the moments to the dtype of
+        their parameter.
+
+        Raises:
+            ValueError: A parameter has a mask, which torch.optim would not keep to; the message names it.
+            RuntimeError: A state does not fit its parameter, or has lost a moment.
+        """
+        return for_torch(self)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state dict; states keep the dtype they were saved in and get memory of their own.
+
+        Takes the state dicts of torch.optim.Adam and AdamW too: the moments are adopted and the slow
+        gradient starts at the next gradient. ``kahan_comp`` of a parameter that has another dtype by now is
+        left out, as in a step: what one rounding cut off says nothing of another's values.
+
+        Raises:
+            ValueError: The state dict does not fit (other groups, options out of range, other shapes, missing
+                states, masks or values, or a dtype that would lose bits). Nothing was changed.
+        """
+        with loading(self, state_dict):
+            super().load_state_dict(state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"_step_supports_amp_scaling": self._step_supports_amp_scaling}
+        return {**super().__getstate__(), **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_name" not in self.__dict__:  # unpickled or copied
+            self._name = op.new_name(self)
+        op.groups_exchanged(self)
+        self.defaults.setdefault("max_grad_norm", None)  # pickled before there was clipping
+        self.defaults.setdefault("param_rounding", "nearest")  # or a choice
+        self.__dict__.setdefault("_step_supports_amp_scaling", True)
+        for group in self.param_groups:
+            for name, default in self.defaults.items():
+                group.setdefault(name, default)
+
+
+_observed_step = Optimizer.profile_hook_step(GrokAdam._step)
+_compiled_step = Optimizer.profile_hook_step(compiled_step)
+
+
+def _observed(optimizer: Optimizer) -> bool:
+    """True when a hook or a profiler waits for this optimizer's step."""
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or torch_optimizer._global_optimizer_pre_hooks
+        or torch_optimizer._global_optimizer_post_hooks
+        or torch.autograd.profiler._is_profiler_enabled
+    )
+
+
+class GrokAdamW(GrokAdam):
+    """AdamW on gradients whose slow part is amplified (Grokfast), in one pass over memory.
+
+    ``GrokAdam`` with decoupled weight decay, ``p = p * (1 - lr * weight_decay)``, and 1e-2 as its default;
+    equations, arguments, state and errors are described there.
+    """
+
+    decay = "decoupled"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)

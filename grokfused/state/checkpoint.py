@@ -1,0 +1,312 @@
+"""Saving and loading: states keep their dtype and memory order, masks are bool tensors, and a state dict of
+another model is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grokfused.state.arrays import MOMENTS, ROUNDED_DTYPES, there
+from grokfused.state.prepare import check_state, wrong_step
+from grokfused.state.sharding import unlike
+from grokfused.state.storage import PARAM_DTYPES, STATE_DTYPES, state_like
+from grokfused.step.clipping import max_norm_of
+from grokfused.step.mask import check_mask, check_mode, pack, unpack, zero_left_out
+from grokfused.step.members import param_names
+from grokfused.step.options import check_options
+
+TO_RESHARD = "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict spreads a state dict anew"
+NO_PLACE = (
+    "torch.distributed.checkpoint reads only what the loading optimizer has a place for: "
+    "load with planner=grokfused.dcp.LoadPlanner()"
+)
+GIVE = "give what an optimizer's state_dict() has returned"
+MASK = {"mask", "mask_mode"}  # of a saved state
+MASKS = "masks"  # of a saved group: how many of its parameters have one
+# The options of torch.optim.Adam and AdamW that are ours too; `decoupled_weight_decay` tells the two apart.
+ADAM_OPTIONS = ("lr", "betas", "eps", "weight_decay", "amsgrad")
+TORCH_OPTIONS = (
+    *(*ADAM_OPTIONS, "maximize"),
+    *("foreach", "fused", "capturable", "differentiable"),
+)
+
+
+def with_bool_masks(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Returns the state dict with each packed mask as a bool tensor ``mask`` and its ``mask_mode``.
+
+    So a checkpoint can be read, cut and merged like any other state of the parameter's shape. Each group
+    tells how many ``masks`` it has, so that none is lost unnoticed on the way.
+
+    Args:
+        groups: The optimizer's parameter groups.
+        state_dict: Its state dict, in which parameters have numbers.
+    """
+    params = [param for group in groups for param in group["params"]]
+    states = {
+        key: {**state, "mask": unpack(state["mask"], params[key]), "mask_mode": state["mask"].mode}
+        if "mask" in state
+        else state
+        for key, state in state_dict["state"].items()
+    }
+    saved_groups = [{**group, MASKS: _masks_of(group, states)} for group in state_dict["param_groups"]]
+    return {**state_dict, "state": states, "param_groups": saved_groups}
+
+
+def _masks_of(saved_group: Mapping[str, Any], states: Mapping[Any, Mapping[str, Any]]) -> int:
+    return sum("mask" in states.get(key, ()) for key in saved_group["params"])
+
+
+def _check_parts(state_dict: object) -> None:
+    parts = {"state": Mapping, "param_groups": Sequence}
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(f"a state dict must be a dict, got {type(state_dict).__name__}")
+    for part, kind in parts.items():
+        if not isinstance(state_dict.get(part), kind):
+            found = _kind(state_dict, part)
+            raise ValueError(f"a state dict must have a {kind.__name__.lower()} {part!r}, got {found}")
+
+
+def _kind(found: Mapping[str, Any], name: str) -> str:
+    return type(found[name]).__name__ if name in found else "none"
+
+
+def _check_members(saved_group: object, name: str) -> None:
+    if not isinstance(saved_group, dict):
+        raise ValueError(f"{name} must be a dict of options and 'params', got {type(saved_group).__name__}")
+    for part, of in {"params": (int, str), "param_names": (str,)}.items():
+        members = saved_group.get(part, () if part == "param_names" else None)
+        if not isinstance(members, (list, tuple)):
+            raise ValueError(f"{name}[{part!r}] must be a list, got {_kind(saved_group, part)}: {GIVE}")
+        for member in members:
+            if not isinstance(member, of):
+                kinds = " or ".join(kind.__name__ for kind in of)
+                raise ValueError(f"{name}[{part!r}] must hold {kinds}, got {type(member).__name__}: {GIVE}")
+
+
+def _check_keys(saved_groups: Sequence[Mapping[str, Any]], states: Mapping[Any, object]) -> None:
+    keys = Counter(key for saved_group in saved_groups for key in saved_group["params"])
+    twice = [key for key, count in keys.items() if count > 1]
+    if twice:
+        raise ValueError(f"the groups of the state dict name the parameters {twice} more than once: {GIVE}")
+    nobodys = [key for key in states if key not in keys]
+    if nobodys:
+        raise ValueError(f"the states {nobodys} belong to no parameter of the state dict's groups: {GIVE}")
+    for key, state in states.items():
+        if not isinstance(state, dict):
+            found = type(state).__name__
+            why = "leave the key out where there is no state"
+            raise ValueError(f"state[{key!r}] must be a dict of states, got {found}: {why}")
+
+
+def _check_group(saved_group: Mapping[str, Any], options: dict[str, Any], name: str) -> None:
+    lost = [option for option in ADAM_OPTIONS if option not in saved_group]
+    if lost:
+        raise ValueError(f"{name} lacks {lost}: it is not a group of an Adam or AdamW")
+    try:
+        check_options(options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _check_masks(saved_group: Mapping[str, Any], states: Mapping[Any, Mapping[str, Any]], name: str) -> None:
+    count = _masks_of(saved_group, states)
+    wanted = saved_group.get(MASKS, count)
+    if isinstance(wanted, bool) or not isinstance(wanted, int):
+        found = type(wanted).__name__
+        raise ValueError(f"{name}[{MASKS!r}] must be the number of masks in it, got {found}: {GIVE}")
+    if count != wanted:
+        raise ValueError(f"{name} was saved with {wanted} masks, of which {count} came: {NO_PLACE}")
+
+
+def saved_states(
+    groups: list[dict[str, Any]], state_dict: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> list[tuple[Tensor, torch.dtype, Mapping[str, Any]]]:
+    """Pairs each parameter with its saved state and the dtype its states shall have.
+
+    Args:
+        groups: The optimizer's parameter groups.
+        state_dict: What ``load_state_dict`` was given.
+        defaults: The options of a saved group that names only some (torch.optim's).
+
+    Raises:
+        ValueError: The state dict does not fit: other groups, options out of range, other shapes, missing
+            states, or states that would lose bits in the dtype they would get. Nothing was changed.
+    """
+    _check_parts(state_dict)
+    saved_groups, states = state_dict["param_groups"], state_dict["state"]
+    for number, saved_group in enumerate(saved_groups):
+        _check_members(saved_group, f"param_groups[{number}]")
+    sizes = [len(group["params"]) for group in groups]
+    saved_sizes = [len(group["params"]) for group in saved_groups]
+    if sizes != saved_sizes:
+        raise ValueError(
+            "loaded state dict contains a parameter group that doesn't match the size of "
+            f"optimizer's group: it has groups of {saved_sizes} parameters, this optimizer {sizes}"
+        )
+    _check_keys(saved_groups, states)
+    found = []
+    every_option = [{**defaults, **saved_group} for saved_group in saved_groups]
+    for number, (group, saved_group) in enumerate(zip(groups, saved_groups, strict=True)):
+        _check_group(saved_group, every_option[number], f"param_groups[{number}]")
+        dtype = STATE_DTYPES[every_option[number]["state_dtype"]]
+        for param, key in zip(group["params"], saved_group["params"], strict=True):
+            if state := states.get(key):
+                _check_state(param, state, dtype, f"state[{key!r}]")
+                found.append((param, dtype, state))
+        _check_masks(saved_group, states, f"param_groups[{number}]")
+    max_norm_of(every_option)
+    return found
+
+
+def _check_state(param: Tensor, state: Mapping[str, Any], dtype: torch.dtype, name: str) -> None:
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.is_meta and not param.is_meta:
+            raise ValueError(f"{name}[{key!r}] is on the meta device and has no values: load them first")
+    if MASK & set(state):
+        try:
+            check_mask(state.get("mask"), param, f"{name}'s parameter", any_device=True)
+            check_mode(state.get("mask_mode"))
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+    missing = {"step", *MOMENTS} - set(state)
+    if missing:
+        why = NO_PLACE if set(state) >= MASK else "it is not the state of an Adam or AdamW"
+        raise ValueError(f"{name} lacks {sorted(missing)}: {why}")
+    for key in ("step", "grad_ema_start"):
+        if wrong := wrong_step(state.get(key, 0)):
+            raise ValueError(f"{name}[{key!r}] {wrong}")
+    for key, like_param in ((array.name, array.like_param) for array in there(state)):
+        _check_array(param, state[key], None if like_param else dtype, f"{name}[{key!r}]")
+
+
+def _check_array(param: Tensor, value: object, dtype: torch.dtype | None, name: str) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a tensor of its parameter's shape, got {type(value).__name__}")
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+        raise ValueError(f"{name} must be a dense tensor, got {kind}: make it dense")
+    if value.shape != param.shape:
+        raise ValueError(
+            f"{name} has shape {list(value.shape)}, its parameter {list(param.shape)}: "
+            "the state dict belongs to another model"
+        )
+    difference = unlike(param, value)
+    if difference:
+        raise ValueError(f"{name} {difference}: {TO_RESHARD}")
+    if dtype is None:  # Kahan's rest: of a rounded parameter, which may be of another dtype by now
+        if value.dtype not in ROUNDED_DTYPES:
+            raise ValueError(f"{name} must be bfloat16 or float16, got {value.dtype}: convert it first")
+    elif value.dtype not in (torch.float64, *PARAM_DTYPES):
+        raise ValueError(
+            f"{name} must be float32, bfloat16 or float16, got {value.dtype}: convert the saved state first"
+        )
+    elif torch.promote_types(value.dtype, dtype) is not dtype:
+        larger = f"make the optimizer with state_dtype={value.dtype}, or "
+        raise ValueError(
+            f"{name} is {value.dtype} and would lose bits as {dtype}: "
+            f"{larger if value.dtype in STATE_DTYPES.values() else ''}convert the saved state first"
+        )
+
+
+@torch.no_grad()
+def owned_state(param: Tensor, dtype: torch.dtype, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a state of its own memory, like the parameter's: torch's loader would cast and share."""
+    state = dict(saved)
+    for array in there(saved):
+        if array.like_param and saved[array.name].dtype != param.dtype:
+            del state[array.name]  # as in a step: what one rounding cut off says nothing of another's values
+        else:
+            own = param.dtype if array.like_param else dtype
+            state[array.name] = state_like(param, own, saved[array.name])
+    if "mask" in state:
+        mask, mode = state["mask"].to(param.device), state.pop("mask_mode")
+        state["mask"] = pack(mask, param, mode)
+        if mode == "zero":
+            zero_left_out(mask, [state[array.name] for array in there(state)])
+    state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu")
+    return state
+
+
+@contextmanager
+def saving(optimizer: Any) -> Iterator[None]:
+    """While it lasts, ``optimizer.state_dict()`` returns each mask as a bool tensor.
+
+    By a hook, so that those of others see what is saved.
+    """
+    hook = optimizer.register_state_dict_post_hook(
+        lambda _, found: with_bool_masks(optimizer.param_groups, found), prepend=True
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def loading(optimizer: Any, state_dict: Mapping[str, Any]) -> Iterator[None]:
+    """While it lasts, torch's ``optimizer.load_state_dict(state_dict)`` checks, and keeps dtypes and masks.
+
+    By hooks, so that those of others see what they would see with torch's own optimizers.
+    """
+    _check_parts(state_dict)
+    owned: dict[Tensor, dict[str, Any]] = {}
+
+    def check(_: object, final: Mapping[str, Any] | None = None) -> None:
+        for param, dtype, state in saved_states(
+            optimizer.param_groups, state_dict if final is None else final, optimizer.defaults
+        ):
+            owned[param] = owned_state(param, dtype, state)  # now: whatever fails changes nothing
+
+    def restore(_: object) -> None:
+        optimizer.state.update(owned)
+        for group in optimizer.param_groups:
+            group.pop(MASKS, None)
+
+    before = optimizer.register_load_state_dict_pre_hook(check)
+    after = optimizer.register_load_state_dict_post_hook(restore, prepend=True)
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()
+
+
+def for_torch(optimizer: Any) -> dict[str, Any]:
+    """Returns the state dict of torch.optim.Adam or AdamW; see ``GrokAdam.torch_state_dict``.
+
+    What is in a group beside our options (a scheduler's ``initial_lr``, ``param_names``) is kept.
+    """
+    names = param_names(optimizer.param_groups)
+    numbers = {param: number for number, param in enumerate(names)}
+    left_out = {"params", *optimizer.defaults} - set(TORCH_OPTIONS)
+    state_dict: dict[str, Any] = {"state": {}, "param_groups": []}
+    for group in optimizer.param_groups:
+        options = {name: copy.deepcopy(value) for name, value in group.items() if name not in left_out}
+        members = [numbers[param] for param in group["params"]]
+        options |= {"decoupled_weight_decay": optimizer.decay == "decoupled", "params": members}
+        state_dict["param_groups"].append(options)
+        for param in group["params"]:
+            state = optimizer.state.get(param)
+            if state and "mask" in state:
+                raise ValueError(
+                    f"{names[param]} has a mask, which torch.optim would not keep to: "
+                    "note masks() and call remove_mask first"
+                )
+            if state:
+                check_state(param, state, names[param])
+                state_dict["state"][numbers[param]] = _state_for_torch(param, state, group["amsgrad"])
+    return state_dict
+
+
+def _state_for_torch(param: Tensor, state: Mapping[str, Any], amsgrad: bool) -> dict[str, Tensor]:
+    arrays = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if amsgrad else ()))
+    moments = {key: state_like(param, torch.float32, state.get(key)) for key in arrays}
+    step = torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu")
+    return {"step": step, **moments}

@@ -1,0 +1,139 @@
+"""What a parameter must be before it is stepped: checked by name, and what is missing or lies otherwise is
+made or mended.
+
+A step asks this only of the parameters that its walk could not take as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grokfused import backends
+from grokfused.state.arrays import ARRAYS, MOMENTS, ROUNDED_DTYPES, there, used
+from grokfused.state.sharding import is_spread_at_sight, local, sharded_like, unlike
+from grokfused.state.storage import (
+    STATE_DTYPES,
+    check_grad,
+    check_has_values,
+    check_memory,
+    check_param,
+    is_dense,
+    same_order,
+    state_like,
+)
+from grokfused.step.grad_filter import FILTERS, note_start
+from grokfused.step.mask import check_packed, cleared, fitting
+
+Group = Mapping[str, Any]
+State = dict[str, Any]
+COUNTERS = (torch.float32, torch.float64, torch.int64, torch.int32)
+
+
+def kind_of(param: Tensor) -> backends.Kind:
+    """Returns what a backend must know of a parameter."""
+    shard = local(param)
+    return backends.Kind(param.device.type, is_dense(shard) and not shard.is_neg())
+
+
+def check_place(param: Tensor, grad: Tensor, state: State, group: Group, name: object) -> None:
+    """Raises an error that names the parameter where it, its gradient or its state cannot be stepped."""
+    check_param(param, name)
+    check_has_values(param, name)
+    check_memory(param, name)
+    check_state(param, state, name)
+    backends.choose(group["backend"], kind_of(param))
+    check_grad(param, grad, name)
+
+
+def wrong_step(step: object) -> str | None:
+    """Says what is wrong with a step count that someone else wrote, or returns None."""
+    try:
+        count = float("" if isinstance(step, (str, bytes)) else step)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return f"must be a number of steps, got {step!r}"
+    if not is_count(count):
+        return f"must be a whole number of steps in [0, 2**24], got {count}"
+    if isinstance(step, Tensor) and step.dtype not in COUNTERS:
+        return f"must be a tensor of float32, float64, int32 or int64, got {step.dtype}"
+    return None
+
+
+def is_count(step: float) -> bool:
+    """True for what a float32 counter can have counted; NaN would make every parameter NaN."""
+    return 0 <= step <= 2**24 and step % 1 == 0
+
+
+def check_state(param: Tensor, state: Mapping[str, Any], name: object) -> None:
+    """Raises RuntimeError where a state that is there does not fit its parameter, or is there in part."""
+    arrays = there(state)
+    for key in ("step", *MOMENTS) if arrays else ():
+        if key not in state:
+            raise RuntimeError(f"the state of {name} has lost {key!r}: restore it, or clear the state")
+    if "mask" in state:
+        check_packed(state["mask"], param, name)
+    wrong = wrong_step(state.get("step", 0))
+    if wrong:
+        raise RuntimeError(f"the step count of {name} {wrong}")
+    for array in arrays:
+        value = state[array.name]
+        which = f"the state {array.name!r} of {name}"
+        if not isinstance(value, Tensor):
+            raise RuntimeError(f"{which} must be a tensor, got {type(value).__name__}")
+        for what in ("shape", "device", "layout"):
+            own, other = getattr(param, what), getattr(value, what)
+            if own != other:
+                raise RuntimeError(f"{which} must have {what} {own}, got {other}")
+        difference = unlike(param, value)
+        if difference:
+            raise RuntimeError(f"{which} {difference}")
+        if array.like_param:
+            if value.dtype not in ROUNDED_DTYPES:
+                raise RuntimeError(f"{which} must have 16 bits, it is {value.dtype}")
+        elif value.dtype not in STATE_DTYPES.values() or value.dtype != state[MOMENTS[0]].dtype:
+            raise RuntimeError(
+                f"the states of {name} must all be float32 or all bfloat16, {array.name!r} is {value.dtype}"
+            )
+        check_memory(value, which)
+
+
+def prepare_state(param: Tensor, state: State, group: Group) -> None:
+    """Creates the states a parameter lacks, and lays those that lie otherwise as it lies itself."""
+    if not isinstance(state.get("step"), Tensor):
+        # On the CPU and of this dtype, whatever default someone has set.
+        state["step"] = torch.tensor(float(state.get("step", 0)), dtype=torch.float32, device="cpu")
+    dtype = STATE_DTYPES[group["state_dtype"]]
+    if MOMENTS[0] in state:
+        dtype = state[MOMENTS[0]].dtype
+    needed = used(param, group)
+    for array in ARRAYS:
+        if array.like_param and (array not in needed or state.get(array.name, param).dtype != param.dtype):
+            # What was cut off from a value says nothing of those that other roundings put in its place.
+            state.pop(array.name, None)
+    for array in needed:
+        if array.name not in state:
+            state[array.name] = state_like(param, param.dtype if array.like_param else dtype)
+            if array.name in FILTERS[group["grad_filter"]].states:
+                note_start(state)
+        else:
+            state[array.name] = _lying_like(param, state[array.name])
+    if "mask" in state:
+        arrays = [state[array.name] for array in needed]
+        state["mask"] = cleared(fitting(state["mask"], param), arrays)
+
+
+def _lying_like(param: Tensor, value: Tensor) -> Tensor:
+    own, shard = local(param), local(value)
+    if (is_dense(own) and not same_order(own, shard)) or shard.is_neg():
+        return state_like(param, value.dtype, value)
+    return value if is_spread_at_sight(param, value) else sharded_like(param, shard)
+
+
+def place_counter(param: Tensor, state: State, by_device: bool) -> None:
+    """Moves the step counter to the parameter's device, where that shall number the steps."""
+    step = state["step"]
+    if by_device and (step.device != param.device or step.dtype is not torch.float32):
+        state["step"] = step.to(param.device, torch.float32)

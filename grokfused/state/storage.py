@@ -1,0 +1,129 @@
+"""What lies in memory: which parameters and gradients can be stepped, and the states made for them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from grokfused.state.sharding import gathered_grad, is_partial, local, sharded_like, unlike
+
+PARAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PARAM_ROUNDINGS = ("nearest", "stochastic", "kahan")
+
+
+def state_dtype_name(dtype: object) -> str:
+    """Returns "float32" or "bfloat16" for a torch.dtype or its name, or raises ValueError."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in STATE_DTYPES:
+        raise ValueError(f"state_dtype must be torch.float32 or torch.bfloat16, got {dtype!r}")
+    return name
+
+
+def _significant_dims(tensor: Tensor) -> list[tuple[int, int]]:
+    """Returns (stride, size) of the dimensions that move through memory, innermost first."""
+    dims = zip(tensor.stride(), tensor.shape, strict=True)
+    return sorted((stride, size) for stride, size in dims if size != 1)
+
+
+def overlaps_itself(tensor: Tensor) -> bool:
+    """True when two elements may share memory, as in an expanded tensor."""
+    reach = 1  # elements from the first one to the end of the dimensions seen so far
+    for stride, size in _significant_dims(tensor) if tensor.numel() else ():
+        if stride < reach:
+            return True
+        reach += stride * (size - 1)
+    return False
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """True when the elements fill one stretch of memory, each once, in any order of dimensions."""
+    expected = 1
+    for stride, size in _significant_dims(tensor) if tensor.numel() else ():
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def check_param(param: object, name: object) -> None:
+    """Raises TypeError or ValueError, naming the parameter, where no step could be taken."""
+    if not isinstance(param, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(param).__name__}")
+    if param.is_complex():
+        raise TypeError(
+            f"{name} is {param.dtype}: complex parameters are not supported; optimize "
+            "torch.view_as_real(param) instead"
+        )
+    if param.dtype not in PARAM_DTYPES:
+        raise TypeError(f"{name} must be float32, bfloat16 or float16, got {param.dtype}")
+    if param.layout is not torch.strided or param.is_nested:
+        kind = "a nested tensor" if param.is_nested else f"layout {param.layout}"
+        raise TypeError(f"{name} must be a dense tensor, got {kind}")
+    if is_partial(param):
+        raise ValueError(f"{name} is a DTensor that is still to be summed (Partial): redistribute it first")
+    if overlaps_itself(local(param)):
+        raise ValueError(
+            f"{name} overlaps itself in memory (shape {list(param.shape)}, strides "
+            f"{list(param.stride())}): optimize the tensor it was expanded from"
+        )
+
+
+def check_has_values(param: Tensor, name: object) -> None:
+    """Raises ValueError for a parameter on the meta device, which an optimizer may own but not step."""
+    if param.device.type == "meta":
+        raise ValueError(f"{name} is on the meta device and has no values to update; materialize it first")
+
+
+def check_grad(param: Tensor, grad: Tensor, name: object) -> None:
+    """Raises RuntimeError where a gradient is sparse, or has another shape, dtype, device or mesh."""
+    if grad.layout is not torch.strided:
+        raise RuntimeError(
+            f"the gradient of {name} is {grad.layout}: GrokAdam and GrokAdamW do not support sparse "
+            "gradients; make it dense (nn.Embedding(sparse=False)), or use torch.optim.SparseAdam"
+        )
+    for what in ("shape", "dtype", "device"):
+        own, other = getattr(param, what), getattr(grad, what)
+        if own != other:
+            raise RuntimeError(f"the gradient of {name} must have {what} {own}, got {other}")
+    difference = unlike(param, grad, any_placements=True)
+    if difference:
+        raise RuntimeError(f"the gradient of {name} {difference}")
+
+
+def check_memory(tensor: Tensor, name: object) -> None:
+    """Raises RuntimeError for a tensor of which this process holds no elements to read."""
+    shard = local(tensor)
+    try:
+        there = shard.numel() == 0 or shard.data_ptr() != 0
+    except RuntimeError:  # a fake tensor, or another that wraps something else
+        there = False
+    if not there:
+        raise RuntimeError(
+            f"{name} has no memory: its storage was freed, or it only stands for other tensors"
+        )
+
+
+def fitting_grad(param: Tensor, grad: Tensor) -> Tensor:
+    """Returns a checked gradient, its shard where it is sharded, in the parameter's memory order.
+
+    It is copied only if it lies otherwise, and moved between processes only if it is spread otherwise.
+    """
+    grad, param = gathered_grad(param, grad), local(param)
+    if grad._is_zerotensor():  # torch's promise of zeros, without memory of its own
+        return torch.zeros_like(param)
+    if not grad.is_neg() and (same_order(param, grad) or not is_dense(param)):
+        return grad
+    return torch.empty_like(param).copy_(grad)
+
+
+def same_order(a: Tensor, b: Tensor) -> bool:
+    """True when two tensors of one shape lie in memory in the same order."""
+    dims = zip(a.shape, a.stride(), b.stride(), strict=True)
+    return all(size == 1 or x == y for size, x, y in dims)
+
+
+def state_like(param: Tensor, dtype: torch.dtype, value: Tensor | None = None) -> Tensor:
+    """Returns a state of the parameter's shape, device and memory order: zeros, or a copy of value."""
+    state = torch.zeros_like(local(param), dtype=dtype, memory_format=torch.preserve_format)
+    return sharded_like(param, state if value is None else state.copy_(local(value)))

@@ -1,0 +1,204 @@
+"""One step, from what is there now to what is written: ``ready`` checks, ``run`` changes.
+
+Nothing of a step is kept for the next one. Parameters, gradients, states, step counters and masks are read
+where they are when ``ready`` is called, by one walk; what that cannot take is checked by name and mended;
+then each bucket is given to its backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from grokfused import backends
+from grokfused.state.prepare import check_place, place_counter, prepare_state
+from grokfused.state.sharding import is_sharded, local
+from grokfused.state.storage import fitting_grad
+from grokfused.step import device_scalars
+from grokfused.step.clipping import GradScale, clipped, max_norm_of
+from grokfused.step.members import Members
+from grokfused.step.options import check_options, refuse_incomplete
+from grokfused.step.policy import Policy, policies_of
+from grokfused.step.scalars import scalar_table, step_scalars
+from grokfused.step.walk import Walk
+
+# Where a step may be numbered by the device; elsewhere the host waits for what it has to know.
+NUMBERING_DEVICES = ("cuda",)
+CPU = torch.device("cpu")
+
+
+class Numbers(NamedTuple):
+    """The scalars of a walk: rows that the host has derived, and for each bucket the device's table."""
+
+    rows: list[Any]
+    tables: list[Tensor | None]
+
+
+@torch.no_grad()
+def ready(members: Members, scale: GradScale) -> Step:
+    """Checks a step on these parameters, and prepares their states.
+
+    Args:
+        members: What is stepped.
+        scale: What divides the gradients and may cancel the step; see ``clipping.given_scale``.
+
+    Raises:
+        ValueError, TypeError, RuntimeError, BackendUnavailable: An option, a parameter, a state or a
+            gradient cannot be used; the message names it, and nothing was changed.
+    """
+    try:
+        return Step(members, scale)
+    except KeyError:
+        refuse_incomplete(members.groups, members.owner.defaults)
+        raise
+
+
+class Step:
+    """A step that has been checked."""
+
+    def __init__(self, members: Members, scale: GradScale) -> None:
+        self._members = members
+        max_norm = max_norm_of(members.groups)
+        scaled = bool(scale) or max_norm is not None
+        self._policies, self._policy_of = policies_of(members.groups, members.owner.decay, scaled)
+        self._fitted: Mapping[int, Tensor] | None = None
+        self._walk = self._walked(members, None)
+        if self._walk.unfit:
+            self._fitted = self._prepared(self._walk.unfit)
+            self._walk = self._walked(members, self._fitted)
+        self._refuse(self._walk)
+        self._numbers = self._derived(self._walk)
+        self._scale = scale if max_norm is None else clipped(scale, members.grads, max_norm)
+
+    @torch.no_grad()
+    def run(self) -> None:
+        """Takes the step. Parameters that share memory are stepped one after the other, in their order."""
+        members, count = self._members, len(self._members.params)
+        if self._walk.apart == count:
+            self._run(self._walk, self._numbers)
+            return
+        begin = 0
+        while begin < count:
+            rest = self._walked(members.part(begin, count), self._fitted_from(begin))
+            end = begin + rest.apart
+            walk = self._walked(members.part(begin, end), self._fitted_from(begin))
+            self._run(walk, self._derived(walk))
+            begin = end
+
+    def _fitted_from(self, begin: int) -> Mapping[int, Tensor] | None:
+        return self._fitted and {place - begin: grad for place, grad in self._fitted.items()}
+
+    def _walked(self, members: Members, fitted: Mapping[int, Tensor] | None) -> Any:
+        walk = backends.native_walk() or Walk
+        return walk(members, self._policies, self._policy_of, fitted, NUMBERING_DEVICES)
+
+    def _prepared(self, unfit: list[int]) -> dict[int, Tensor]:
+        """Checks all of these places, then mends them; returns place -> the gradient to take."""
+        members = self._members
+        for number in {members.group_of[place] for place in unfit}:
+            check_options(members.groups[number])
+        _refuse_capture([members.params[place] for place in unfit])
+        for place in unfit:
+            state = members.owner.state.get(members.keys[place], {})
+            group = members.groups[members.group_of[place]]
+            check_place(members.params[place], members.grads[place], state, group, members.name(place))
+        fitted = {}
+        for place in unfit:
+            param, number = members.params[place], members.group_of[place]
+            state = members.owner.state.setdefault(members.keys[place], {})
+            prepare_state(param, state, members.groups[number])
+            policy = self._policies[self._policy_of[number]]
+            place_counter(param, state, policy.device_numbers and param.device.type in NUMBERING_DEVICES)
+            fitted[place] = fitting_grad(param, members.grads[place])
+        return fitted
+
+    def _refuse(self, walk: Any) -> None:
+        if walk.unfit:
+            name = self._members.name(walk.unfit[0])
+            raise RuntimeError(f"{name} changed while its step was being prepared, by another thread")
+        if walk.itself is not None:
+            name = self._members.name(walk.itself)
+            raise RuntimeError(
+                f"{name}, its gradient and its states share memory with each other: give each its own"
+            )
+
+    def _derived(self, walk: Any) -> Numbers:
+        groups = self._members.groups
+        rows = [step_scalars(groups[group], count + 1.0, start) for group, count, start in walk.keys]
+        tables = [
+            self._table(walk, bucket, place) if on_device else None
+            for bucket, (_, on_device, _, place) in enumerate(walk.kinds)
+        ]
+        return Numbers(rows, tables)
+
+    def _table(self, walk: Any, bucket: int, place: int) -> Tensor:
+        return device_scalars.table(
+            self._members.groups,
+            walk.groups(bucket),
+            walk.starts(bucket),
+            walk.lists(bucket)["step"],
+            self._members.params[place].device,
+        )
+
+    def _run(self, walk: Any, numbers: Numbers) -> None:
+        walk.take_rows(numbers.rows)
+        for bucket, (backend, on_device, policy, place) in enumerate(walk.kinds):
+            device = self._members.params[place].device if on_device else CPU
+            there = {name: n.to(device, torch.float32).reshape(()) for name, n in self._scale.items()}
+            if not on_device and "found_inf" in there and there.pop("found_inf").item() != 0:
+                continue
+            table = numbers.tables[bucket]
+            if backend == "native":
+                with _told_the_profiler():
+                    walk.run(bucket, *map(_address, (table, there.get("grad_scale"), there.get("found_inf"))))
+            else:
+                _run_lists(backend, walk, bucket, self._policies[policy], numbers, there)
+        _note_written(self._members.params, walk.sharded)
+
+
+def _told_the_profiler() -> AbstractContextManager[object]:
+    """Shows a native kernel, which no operator of torch's calls, in a profile."""
+    if torch.autograd.profiler._is_profiler_enabled:
+        return torch.profiler.record_function("grokfused::native")
+    return nullcontext()
+
+
+def _address(number: Tensor | None) -> int:
+    return 0 if number is None else number.data_ptr()
+
+
+def _run_lists(
+    backend: str, walk: Any, bucket: int, policy: Policy, numbers: Numbers, scale: GradScale
+) -> None:
+    """Gives a bucket to a backend of Python's."""
+    lists, table = walk.lists(bucket), numbers.tables[bucket]
+    own = {name: lists.pop(name) for name in ("param", "grad", "step", "mask")}
+    backends.backend(backend).adamw_step_(
+        *own.values(),
+        lists,
+        scalar_table(numbers.rows) if table is None else table,
+        walk.rows(bucket),
+        mask_modes=walk.modes(bucket),
+        **policy.for_backend(),
+        **scale,
+    )
+
+
+def _note_written(params: list[Tensor], sharded: bool) -> None:
+    """Does what torch's in-place operations do: a backward pass through the old values then fails loudly."""
+    torch.autograd.graph.increment_version(params)
+    if sharded:  # autograd looks at either
+        torch.autograd.graph.increment_version([local(param) for param in params if is_sharded(param)])
+
+
+def _refuse_capture(params: list[Tensor]) -> None:
+    """Raises RuntimeError inside a graph capture: what is prepared once is no part of every step."""
+    if any(param.is_cuda for param in params) and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "the first step, and one after an option, a state or a list of parameters has changed, cannot be "
+            "captured in a CUDA graph: take a step before the capture and change nothing between the two"
+        )

@@ -1,0 +1,89 @@
+"""The parameters that a step is asked to step, and how messages call them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+Groups = Sequence[dict[str, Any]]
+State = dict[str, Any]
+
+
+class Owner(Protocol):
+    """The optimizer, as far as a step knows it."""
+
+    param_groups: list[dict[str, Any]]
+    state: defaultdict[Tensor, Any]
+    defaults: dict[str, Any]
+    decay: str  # "coupled" or "decoupled"
+
+
+class Members(NamedTuple):
+    """What is stepped, an entry per parameter that has a gradient, as it is at this moment.
+
+    Attributes:
+        owner: The optimizer, whose states they have.
+        groups: Its parameter groups, or what stands for them.
+        keys: The parameters as groups and states know them.
+        params: Those that are stepped: the same, unless compiled code steps copies.
+        grads: Their gradients.
+        group_of: The number of each one's group.
+    """
+
+    owner: Owner
+    groups: Groups
+    keys: list[Tensor]
+    params: list[Tensor]
+    grads: list[Tensor]
+    group_of: list[int]
+
+    def part(self, begin: int, end: int) -> Members:
+        """Returns the parameters from one place up to another."""
+        some = slice(begin, end)
+        tensors = (self.keys[some], self.params[some], self.grads[some])
+        return Members(self.owner, self.groups, *tensors, self.group_of[some])
+
+    def name(self, place: int) -> Name:
+        """Returns how messages call the parameter in a place."""
+        return Name(self.owner.param_groups, self.keys[place])
+
+
+def with_grads(owner: Owner) -> Members:
+    """Returns all parameters of an optimizer that have a gradient."""
+    groups = owner.param_groups
+    keys = [param for group in groups for param in group["params"]]
+    grads = [param.grad for param in keys]
+    group_of = [number for number, group in enumerate(groups) for _ in group["params"]]
+    there = [grad is not None for grad in grads]
+    if not all(there):
+        keys, grads, group_of = (list(compress(column, there)) for column in (keys, grads, group_of))
+    return Members(owner, groups, keys, keys, grads, group_of)
+
+
+class Name:
+    """How messages call a parameter; put together only where there is a message."""
+
+    def __init__(self, groups: Groups, param: Tensor) -> None:
+        self.groups, self.param = groups, param
+
+    def __str__(self) -> str:
+        return param_names(self.groups).get(self.param, f"a parameter (shape {list(self.param.shape)})")
+
+
+def param_names(groups: Groups) -> dict[Tensor, str]:
+    """Returns how messages call each parameter."""
+    return {
+        param: f"parameter {name!r} of group {number} (shape {list(param.shape)})"
+        for number, group in enumerate(groups)
+        for name, param in zip(_names(group), group["params"], strict=True)
+    }
+
+
+def _names(group: Mapping[str, Any]) -> Iterable[object]:
+    names = group.get("param_names", ())
+    count = len(group["params"])
+    return names if len(names) == count else range(count)
