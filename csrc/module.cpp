@@ -64,20 +64,22 @@ PYBIND11_MODULE(_C, module) {
            py::arg("exchange"), py::arg("names"), py::arg("like_param"), py::arg("choose"),
            py::arg("is_neg"));
 
+  py::class_<grokfused::Policy>(module, "Policy").def(py::init<const py::tuple&>(), py::arg("fields"));
+
+  module.def("with_grads", &grokfused::with_grads, py::arg("groups"));
+
   py::class_<Walk>(module, "Walk")
-      .def(py::init([](const Table& table, py::list keys, py::list params, py::list grads,
-                       std::vector<size_t> groups, py::object states, py::object fitted,
-                       const py::list& policies, std::vector<size_t> policy_of_group,
-                       const py::object& dtensor, const std::vector<std::string>& numbering) {
+      .def(py::init([](const Table& table, py::list keys, py::list params, py::list grads, py::list groups,
+                       py::object states, py::object fitted, const py::list& policies,
+                       const py::list& policy_of_group, const py::object& dtensor,
+                       const std::vector<std::string>& numbering) {
              return std::make_unique<Walk>(
                  table,
                  grokfused::Members{std::move(keys), std::move(params), std::move(grads), std::move(groups),
                                     std::move(states), std::move(fitted)},
-                 policies, std::move(policy_of_group), dtensor, numbering);
+                 policies, policy_of_group, dtensor, numbering);
            }),
-           py::keep_alive<1, 2>(), py::arg("table"), py::kw_only(), py::arg("keys"), py::arg("params"),
-           py::arg("grads"), py::arg("groups"), py::arg("states"), py::arg("fitted"), py::arg("policies"),
-           py::arg("policy_of_group"), py::arg("dtensor"), py::arg("numbering"))
+           py::keep_alive<1, 2>())
       .def_readonly("unfit", &Walk::unfit)
       .def_readonly("keys", &Walk::keys)
       .def_readonly("sharded", &Walk::sharded)

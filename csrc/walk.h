@@ -24,27 +24,26 @@ struct Table {
   std::vector<bool> like_param;  // of the parameter's dtype, and only beside one of 16 bits; else the states'
   py::object choose;             // (name, parameter, dense) -> the backend that steps it
   py::object is_neg;             // torch.Tensor.is_neg
+  py::object step = interned("step"), mask = interned("mask"), start = interned("grad_ema_start");
+  py::object shard = interned("_local_tensor"), spec = interned("_spec"), version = interned("_version");
+  py::object mesh = interned("mesh"), placements = interned("placements");
 };
 
 // What is stepped: an entry per place. `keys`: the parameters as groups and states know them; `params`: those
 // that are stepped, which are the same but for compiled code. `fitted`: place -> the gradient to take
 // instead, as it is; None before Python has looked at what does not fit.
 struct Members {
-  py::list keys, params, grads;
-  std::vector<size_t> groups;
+  py::list keys, params, grads, groups;
   py::object states, fitted;
 };
 
 class Walk {
  public:
-  Walk(const Table& table, Members members, const py::list& policies, std::vector<size_t> policy_of_group,
+  Walk(const Table& table, Members members, const py::list& policies, const py::list& policy_of_group,
        const py::object& dtensor, const std::vector<std::string>& numbering)
-      : table_(table),
-        in_(std::move(members)),
-        policy_of_group_(std::move(policy_of_group)),
-        dtensor_(dtensor),
-        stride_(kStates + table.names.size()) {
-    for (const py::handle policy : policies) policies_.emplace_back(policy.cast<py::tuple>());
+      : table_(table), in_(std::move(members)), dtensor_(dtensor), stride_(kStates + table.names.size()) {
+    for (const py::handle policy : policies) policies_.push_back(policy.cast<const Policy*>());
+    for (const py::handle number : policy_of_group) policy_of_group_.push_back(number.cast<size_t>());
     for (const std::string& device : numbering) numbering_.push_back(device == "cpu" ? kCpu : kCuda);
     const size_t count = in_.params.size();
     if (in_.keys.size() != count || in_.grads.size() != count || in_.groups.size() != count)
@@ -52,6 +51,7 @@ class Walk {
     held_.resize(count * stride_);
     extents_.reserve(count * stride_);
     starts_.resize(count);
+    addresses_.reserve(table.names.size());
     Entries state_of(in_.states);
     for (size_t t = 0; t < count; ++t)
       if (!look(t, state_of(at(in_.keys, t)))) unfit.push_back(t);
@@ -108,7 +108,7 @@ class Walk {
 
   std::vector<size_t> groups_of(size_t index) const {
     std::vector<size_t> found;
-    for (const size_t t : buckets.at(index).places) found.push_back(in_.groups[t]);
+    for (const size_t t : buckets.at(index).places) found.push_back(group_of(t));
     return found;
   }
   std::vector<int64_t> modes_of(size_t index) const { return buckets.at(index).mask_modes(); }
@@ -121,6 +121,8 @@ class Walk {
  private:
   static constexpr int32_t kCpu = 1, kCuda = 2;  // device types of DLPack
   enum Held : size_t { kParam, kGrad, kStep, kMask, kStates };
+
+  size_t group_of(size_t t) const { return PyLong_AsSize_t(at(in_.groups, t)); }
 
   // One place while it is looked at.
   struct Look {
@@ -135,8 +137,8 @@ class Walk {
   bool read(size_t t, size_t what, py::object tensor, DLTensor& found, py::object& spec) {
     if (!tensor) return false;
     if (Py_TYPE(tensor.ptr()) != plain_ && is_sharded(tensor.ptr())) {
-      spec = attribute(tensor.ptr(), spec_);
-      tensor = attribute(tensor.ptr(), shard_);
+      spec = attribute(tensor.ptr(), table_.spec);
+      tensor = attribute(tensor.ptr(), table_.shard);
       if (!tensor) return false;
       sharded = true;
     }
@@ -159,9 +161,10 @@ class Walk {
     const auto same = [&](const py::object& name) {
       return attribute(spec.ptr(), name).ptr() == attribute(other.ptr(), name).ptr();
     };
-    return same(mesh_) && same(placements_);
+    return same(table_.mesh) && same(table_.placements);
   }
 
+  // DLPack does not tell of a tensor that torch negates when it is read.
   bool is_neg(size_t t, size_t what) const {
     PyObject* negated = PyObject_CallOneArg(table_.is_neg.ptr(), held_[t * stride_ + what].ptr());
     const bool is = negated != Py_False;
@@ -174,7 +177,7 @@ class Walk {
   bool look(size_t t, py::object state) {
     Look place{t, {}, {}, std::move(state), 0, false, false};
     if (!place.state || !look_at_param(place) || !look_at_grad(place)) return false;
-    const Policy& policy = policies_[policy_of_group_[in_.groups[t]]];
+    const Policy& policy = *policies_[policy_of_group_[group_of(t)]];
     DLTensor first{};
     first.ndim = -1;  // none yet
     std::vector<void*>& addresses = addresses_;
@@ -245,7 +248,7 @@ class Walk {
 
   // A mask must have been packed for this shape and memory order, and what it prunes be 0 (mask.py).
   bool look_at_mask(const Look& place, Slice& slice) {
-    const py::object packed = entry(place.state.ptr(), mask_.ptr());
+    const py::object packed = entry(place.state.ptr(), table_.mask.ptr());
     if (!packed) return true;
     if (!PyTuple_Check(packed.ptr()) || PyTuple_GET_SIZE(packed.ptr()) != 5) return false;
     const auto item = [&](size_t k) {
@@ -290,7 +293,7 @@ class Walk {
       if (next + 3 > noted) return false;
       const auto was =
           py::reinterpret_steal<py::object>(PyObject_CallNoArgs(PyTuple_GET_ITEM(seen.ptr(), next)));
-      const py::object version = attribute(held.ptr(), version_);  // none of a tensor of inference mode
+      const py::object version = attribute(held.ptr(), table_.version);  // none of a tensor of inference mode
       DLTensor state;
       if (was.ptr() != held.ptr() || !table_.read(held, state) ||
           PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(seen.ptr(), next + 1)) !=
@@ -307,7 +310,7 @@ class Walk {
   bool sort(const Look& place, const Policy& policy, uint32_t state_dtype, Slice& slice) {
     DLTensor step;
     py::object spec;
-    if (!read(place.t, kStep, entry(place.state.ptr(), step_.ptr()), step, spec)) return false;
+    if (!read(place.t, kStep, entry(place.state.ptr(), table_.step.ptr()), step, spec)) return false;
     if (element_count(step.sizes()) != 1) return false;
     const bool can = std::count(numbering_.begin(), numbering_.end(), place.param.device_type) != 0;
     const bool by_device = can && (policy.device_numbers || step.device_type != kCpu);
@@ -316,7 +319,7 @@ class Walk {
       return false;
     extents_.push_back(extent_of(step, place.t, true));
     starts_[place.t] = first_filtered_step(place, policy);
-    const size_t number = policy_of_group_[in_.groups[place.t]];
+    const size_t number = policy_of_group_[group_of(place.t)];
     Bucket& bucket = bucket_of(place, policy,
                                {number, dtype_of(place.param), state_dtype, by_device,
                                 place.param.device_type, place.param.device_id, 0});
@@ -328,14 +331,14 @@ class Walk {
 
   double first_filtered_step(const Look& place, const Policy& policy) const {
     if (!policy.starts) return 0;
-    const py::object start = entry(place.state.ptr(), start_.ptr());
+    const py::object start = entry(place.state.ptr(), table_.start.ptr());
     const double after = start ? PyFloat_AsDouble(start.ptr()) : 0;
     if (PyErr_Occurred()) PyErr_Clear();
     return after + 1;
   }
 
   size_t row_of(const Look& place, double count) {
-    const std::tuple<size_t, double, double> key{in_.groups[place.t], count, starts_[place.t]};
+    const std::tuple<size_t, double, double> key{group_of(place.t), count, starts_[place.t]};
     if (!keys.empty() && keys.back() == key) return keys.size() - 1;
     const auto [found, is_new] = row_of_key_.emplace(key, keys.size());
     if (is_new) keys.push_back(key);
@@ -371,15 +374,12 @@ class Walk {
 
   const Table& table_;
   Members in_;
-  std::vector<Policy> policies_;
+  std::vector<const Policy*> policies_;
   std::vector<size_t> policy_of_group_;
   py::object dtensor_;
   PyTypeObject* plain_ = nullptr;  // the last type seen that is no DTensor's
   size_t stride_;
   std::vector<int32_t> numbering_;
-  py::object step_ = interned("step"), mask_ = interned("mask"), start_ = interned("grad_ema_start"),
-             shard_ = interned("_local_tensor"), spec_ = interned("_spec"), version_ = interned("_version"),
-             mesh_ = interned("mesh"), placements_ = interned("placements");
   std::vector<py::object> held_;  // place by place: Held, then the arrays of the table
   std::vector<Extent> extents_;
   std::vector<double> starts_;

@@ -48,6 +48,12 @@ def native_walk() -> Callable[..., Any] | None:
     return walk
 
 
+def native_with_grads() -> Callable[..., Any] | None:
+    """Returns what lists the parameters with gradients (csrc/python.h), or None without ``_C``."""
+    with_grads: Callable[..., Any] | None = backend("native").with_grads
+    return with_grads
+
+
 @lru_cache(maxsize=64)
 def choose(name: str, kind: Kind) -> str:
     """Returns the name of the backend that runs a bucket of this kind.

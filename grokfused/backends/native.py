@@ -58,6 +58,11 @@ def _table() -> Any:
     return _C.Table(_exchange, list(NAMES), like_param, choose_for, Tensor.is_neg)
 
 
+@lru_cache(maxsize=256)
+def _policy(policy: tuple[Any, ...]) -> Any:
+    return _C.Policy(policy)
+
+
 def _walk(
     members: Any,
     policies: Sequence[Any],
@@ -66,19 +71,10 @@ def _walk(
     numbering: Sequence[str],
 ) -> Any:
     """Looks at all that is stepped, and sorts it; see csrc/walk.h."""
-    return _C.Walk(
-        _table(),
-        keys=members.keys,
-        params=members.params,
-        grads=members.grads,
-        groups=members.group_of,
-        states=members.owner.state,
-        fitted=fitted,
-        policies=policies,
-        policy_of_group=policy_of,
-        dtensor=dtensor_class(),
-        numbering=numbering,
-    )
+    owner, _, *columns = members
+    own = list(map(_policy, policies))
+    return _C.Walk(_table(), *columns, owner.state, fitted, own, policy_of, dtensor_class(), numbering)
 
 
 walk = None if _missing else _walk
+with_grads = None if _missing else _C.with_grads

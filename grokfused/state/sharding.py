@@ -12,6 +12,7 @@ from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Parameter
 
 
 def dtensor_class() -> type | None:
@@ -21,6 +22,8 @@ def dtensor_class() -> type | None:
 
 def is_sharded(tensor: object) -> bool:
     """True for a DTensor."""
+    if type(tensor) in (Tensor, Parameter):
+        return False
     kind = dtensor_class()
     return kind is not None and isinstance(tensor, kind)
 

@@ -8,7 +8,6 @@ then each bucket is given to its backend.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +28,7 @@ from grokfused.step.walk import Walk
 # Where a step may be numbered by the device; elsewhere the host waits for what it has to know.
 NUMBERING_DEVICES = ("cuda",)
 CPU = torch.device("cpu")
+NONE = torch.zeros((), device=CPU)
 
 
 class Numbers(NamedTuple):
@@ -38,7 +38,6 @@ class Numbers(NamedTuple):
     tables: list[Tensor | None]
 
 
-@torch.no_grad()
 def ready(members: Members, scale: GradScale) -> Step:
     """Checks a step on these parameters, and prepares their states.
 
@@ -74,7 +73,6 @@ class Step:
         self._numbers = self._derived(self._walk)
         self._scale = scale if max_norm is None else clipped(scale, members.grads, max_norm)
 
-    @torch.no_grad()
     def run(self) -> None:
         """Takes the step. Parameters that share memory are stepped one after the other, in their order."""
         members, count = self._members, len(self._members.params)
@@ -96,6 +94,7 @@ class Step:
         walk = backends.native_walk() or Walk
         return walk(members, self._policies, self._policy_of, fitted, NUMBERING_DEVICES)
 
+    @torch.no_grad()
     def _prepared(self, unfit: list[int]) -> dict[int, Tensor]:
         """Checks all of these places, then mends them; returns place -> the gradient to take."""
         members = self._members
@@ -135,6 +134,7 @@ class Step:
         ]
         return Numbers(rows, tables)
 
+    @torch.no_grad()
     def _table(self, walk: Any, bucket: int, place: int) -> Tensor:
         return device_scalars.table(
             self._members.groups,
@@ -146,25 +146,27 @@ class Step:
 
     def _run(self, walk: Any, numbers: Numbers) -> None:
         walk.take_rows(numbers.rows)
-        for bucket, (backend, on_device, policy, place) in enumerate(walk.kinds):
-            device = self._members.params[place].device if on_device else CPU
-            there = {name: n.to(device, torch.float32).reshape(()) for name, n in self._scale.items()}
-            if not on_device and "found_inf" in there and there.pop("found_inf").item() != 0:
+        for bucket, (kind, table) in enumerate(zip(walk.kinds, numbers.tables, strict=True)):
+            backend, on_device, policy, place = kind
+            there = {}
+            if self._scale:
+                device = self._members.params[place].device if on_device else CPU
+                there = {name: n.to(device, torch.float32).reshape(()) for name, n in self._scale.items()}
+            if not on_device and there and there.pop("found_inf", NONE).item() != 0:
                 continue
-            table = numbers.tables[bucket]
-            if backend == "native":
-                with _told_the_profiler():
-                    walk.run(bucket, *map(_address, (table, there.get("grad_scale"), there.get("found_inf"))))
-            else:
+            if backend != "native":
                 _run_lists(backend, walk, bucket, self._policies[policy], numbers, there)
+            elif torch.autograd.profiler._is_profiler_enabled:  # no operator of torch's tells it
+                with torch.profiler.record_function("grokfused::native"):
+                    _run_native(walk, bucket, table, there)
+            else:
+                _run_native(walk, bucket, table, there)
         _note_written(self._members.params, walk.sharded)
 
 
-def _told_the_profiler() -> AbstractContextManager[object]:
-    """Shows a native kernel, which no operator of torch's calls, in a profile."""
-    if torch.autograd.profiler._is_profiler_enabled:
-        return torch.profiler.record_function("grokfused::native")
-    return nullcontext()
+def _run_native(walk: Any, bucket: int, table: Tensor | None, scale: GradScale) -> None:
+    grad_scale, found_inf = scale.get("grad_scale"), scale.get("found_inf")
+    walk.run(bucket, _address(table), _address(grad_scale), _address(found_inf))
 
 
 def _address(number: Tensor | None) -> int:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from grokfused.backends import native_with_grads
+
 Groups = Sequence[dict[str, Any]]
 State = dict[str, Any]
 
@@ -55,6 +57,9 @@ class Members(NamedTuple):
 def with_grads(owner: Owner) -> Members:
     """Returns all parameters of an optimizer that have a gradient."""
     groups = owner.param_groups
+    if native := native_with_grads():
+        keys, grads, group_of = native(groups)
+        return Members(owner, groups, keys, keys, grads, group_of)
     keys = [param for group in groups for param in group["params"]]
     grads = [param.grad for param in keys]
     group_of = [number for number, group in enumerate(groups) for _ in group["params"]]

@@ -42,7 +42,7 @@ BETA = Range(
 
 
 def _check(value: object, allowed: Range, index: int = 0) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise TypeError(f"{allowed.text}, got {value!r} of type {type(value).__name__}")
     try:
         number = float(value)
@@ -64,7 +64,7 @@ class Hyperparameters(NamedTuple):
     lamb: float
 
 
-@lru_cache(maxsize=64, typed=True)
+@lru_cache(maxsize=1 << 14, typed=True)
 def _checked(lr: Any, beta1: Any, beta2: Any, *others: Any) -> Hyperparameters:
     names = ("eps", "weight_decay", "alpha", "lamb")
     return Hyperparameters(
