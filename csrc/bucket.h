@@ -86,16 +86,14 @@ class Bucket {
     return found;
   }
 
-  void add(size_t place, size_t row, Slice slice, const std::vector<void*>& addresses, const DLTensor& step,
-           bool by_device) {
+  void add(size_t place, size_t row, const Slice& slice, const DLTensor& step) {
     places.push_back(place);
     work.rows.push_back(static_cast<int64_t>(row));
-    std::copy(addresses.begin(), addresses.end(), slice.states);
-    if (by_device)
-      slice.step = static_cast<float*>(step.address());
+    work.slices.push_back(slice);
+    if (alike.numbers_on_device)
+      work.slices.back().step = static_cast<float*>(step.address());
     else
       counters_.emplace_back(step);
-    work.slices.push_back(slice);
   }
 
   void run(const Scalars* scalars, uintptr_t grad_scale, uintptr_t found_inf) {

@@ -56,12 +56,16 @@ PYBIND11_MODULE(_C, module) {
   module.def("state_rows", &state_rows);
 
   py::class_<Table>(module, "Table")
-      .def(py::init([](const py::capsule& exchange, std::vector<py::object> names,
+      .def(py::init([](const py::capsule& exchange, const py::object& sample, std::vector<py::object> names,
                        std::vector<bool> like_param, py::object choose, py::object is_neg) {
-             return Table{grokfused::TensorReader(exchange), std::move(names), std::move(like_param),
-                          std::move(choose), std::move(is_neg)};
+             if (names.size() > grokfused::kMaxStates) grokfused::fail("a step has too many arrays");
+             auto table =
+                 std::make_unique<Table>(Table{grokfused::TensorReader(exchange), std::move(names),
+                                               std::move(like_param), std::move(choose), std::move(is_neg)});
+             table->read.learn(sample);
+             return table;
            }),
-           py::arg("exchange"), py::arg("names"), py::arg("like_param"), py::arg("choose"),
+           py::arg("exchange"), py::arg("sample"), py::arg("names"), py::arg("like_param"), py::arg("choose"),
            py::arg("is_neg"));
 
   py::class_<grokfused::Policy>(module, "Policy").def(py::init<const py::tuple&>(), py::arg("fields"));
@@ -82,13 +86,13 @@ PYBIND11_MODULE(_C, module) {
            py::keep_alive<1, 2>())
       .def_readonly("unfit", &Walk::unfit)
       .def_readonly("keys", &Walk::keys)
-      .def_readonly("sharded", &Walk::sharded)
+      .def_property_readonly("sharded", &Walk::sharded)
       .def_property_readonly("apart", [](const Walk& walk) { return walk.shared.apart; })
       .def_property_readonly("itself", [](const Walk& walk) { return walk.shared.itself; })
       .def_property_readonly("kinds", &kinds)
       .def("rows", [](const Walk& walk, size_t bucket) { return walk.buckets.at(bucket).rows(); })
       .def("lists", &Walk::lists)
-      .def("modes", &Walk::modes_of)
+      .def("modes", [](const Walk& walk, size_t bucket) { return walk.buckets.at(bucket).mask_modes(); })
       .def("groups", &Walk::groups_of)
       .def("starts", &Walk::starts_of)
       .def("take_rows", &Walk::take_rows)

@@ -6,7 +6,7 @@ import importlib
 import platform
 import warnings
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -42,12 +42,14 @@ def backend(name: str) -> ModuleType:
     return importlib.import_module(BACKENDS[name])
 
 
+@cache
 def native_walk() -> Callable[..., Any] | None:
     """Returns the walk of csrc/walk.h, or None where it could not be built."""
     walk: Callable[..., Any] | None = backend("native").walk
     return walk
 
 
+@cache
 def native_with_grads() -> Callable[..., Any] | None:
     """Returns what lists the parameters with gradients (csrc/python.h), or None without ``_C``."""
     with_grads: Callable[..., Any] | None = backend("native").with_grads

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from grokfused.backends import choose_for
@@ -55,7 +56,8 @@ def _devices() -> tuple[str, ...]:
 @lru_cache(maxsize=1)
 def _table() -> Any:
     like_param = [array.like_param for array in ARRAYS]
-    return _C.Table(_exchange, list(NAMES), like_param, choose_for, Tensor.is_neg)
+    sample = torch.empty(0, device="cpu")
+    return _C.Table(_exchange, sample, list(NAMES), like_param, choose_for, Tensor.is_neg)
 
 
 @lru_cache(maxsize=256)

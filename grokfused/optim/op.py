@@ -33,6 +33,7 @@ class Optimizer(Owner, Protocol):
 
 optimizers: weakref.WeakValueDictionary[str, Optimizer] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
+_BEFORE_DISPATCH = torch._C.DispatchKey.PreDispatch
 # One attribute per traced optimizer: its own list of groups. What Dynamo reaches through an optimizer it
 # treats specially: it guards every hyperparameter, keeps the parameters alive, sets `capturable`. Through
 # this object it guards what it reads, no more.
@@ -78,12 +79,13 @@ def take(optimizer: Optimizer, members: Members, scale: GradScale) -> None:
 def _is_recorded() -> bool:
     """True where a mode looks at the operators that are called, as make_fx and flop counters do.
 
-    Relied on beside torch's public interface: the lengths of its stacks of modes (torch 2.11 or newer).
+    Relied on beside torch's public interface: the length of its stack of modes, the state of its tracer, and
+    the dispatch key of export's modes (torch 2.11 or newer).
     """
     return bool(
         torch._C._len_torch_dispatch_stack()
         or torch._C._get_tracing_state()
-        or torch._ops._len_torch_dispatch_stack_pre_dispatch()
+        or torch._C._dispatch_tls_is_dispatch_key_included(_BEFORE_DISPATCH)
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -198,7 +199,8 @@ class GrokAdam(Masking, Optimizer):
     step.hooked = True  # type: ignore[attr-defined]
 
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
-        self._accelerator_graph_capture_health_check()
+        if _can_capture():
+            self._accelerator_graph_capture_health_check()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -258,6 +260,12 @@ class GrokAdam(Masking, Optimizer):
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
+
+
+@cache
+def _can_capture() -> bool:
+    """True where there is a device whose graphs could hold a step."""
+    return torch.accelerator.is_available()
 
 
 _observed_step = Optimizer.profile_hook_step(GrokAdam._step)

@@ -1,0 +1,155 @@
+// One parameter with all that belongs to it, as Python holds it: found, read, and compared with the
+// parameter. It must not know how places are sorted, or what a kernel does.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <array>
+#include <vector>
+
+#include "overlap.h"
+#include "python.h"
+#include "step/slice.h"
+#include "tensors.h"
+
+namespace grokfused {
+
+// What is the same in every walk of this process: how a tensor is read, the table of a step's arrays
+// (grokfused.state.arrays), and the names by which states and DTensors are asked.
+struct Table {
+  TensorReader read;
+  std::vector<py::object> names;
+  std::vector<bool> like_param;  // of the parameter's dtype, and only beside one of 16 bits; else the states'
+  py::object choose;             // (name, parameter, dense) -> the backend that steps it
+  py::object is_neg;             // torch.Tensor.is_neg
+  py::object step = interned("step"), mask = interned("mask"), start = interned("grad_ema_start");
+  py::object shard = interned("_local_tensor"), spec = interned("_spec"), version = interned("_version");
+  py::object mesh = interned("mesh"), placements = interned("placements");
+};
+
+// Held while a step is taken. Of DTensors, once they are read, this process's shards.
+struct Place {
+  py::object param, grad, step, mask;
+  std::array<py::object, kMaxStates> states;  // array of the table -> its tensor, or nothing
+  double start = 0;                           // the first step of the filter
+};
+
+// A parameter as it was read.
+struct Param {
+  DLTensor tensor;
+  py::object spec;  // how a DTensor is spread
+  int64_t size;
+  bool rounded;  // of 16 bits
+  bool dense;    // its elements fill one stretch of memory, as they are
+};
+
+// Reads the tensors of places, and says whether they fit their parameter. What does not is for Python to
+// refuse by name, or to mend.
+class PlaceReader {
+ public:
+  PlaceReader(const Table& table, const py::object& dtensor) : table_(table), dtensor_(dtensor) {}
+
+  bool sharded = false;  // a DTensor was read
+
+  void find(Place& place, const py::object& state, bool starts) const {
+    if (!state) return;
+    for (size_t k = 0; k < table_.names.size(); ++k)
+      place.states[k] = entry(state.ptr(), table_.names[k].ptr());
+    place.step = entry(state.ptr(), table_.step.ptr());
+    place.mask = entry(state.ptr(), table_.mask.ptr());
+    if (!starts) return;
+    const py::object noted = entry(state.ptr(), table_.start.ptr());
+    const double after = noted ? PyFloat_AsDouble(noted.ptr()) : 0;
+    if (PyErr_Occurred()) PyErr_Clear();
+    place.start = after + 1;
+  }
+
+  // Calls use(tensor) for what will be read; null where there is nothing.
+  template <class Use>
+  static void each(const Place& place, Use&& use) {
+    for (const py::object* held : {&place.param, &place.grad, &place.step}) use(held->ptr());
+    for (const py::object& held : place.states) use(held.ptr());
+  }
+
+  bool look_at_param(py::object& held, Param& param) {
+    if (!read(held, param.tensor, param.spec)) return false;
+    const uint32_t dtype = dtype_of(param.tensor);
+    param.rounded = dtype == kBFloat16 || dtype == kFloat16;
+    if (!param.rounded && dtype != kFloat32) return false;
+    const Shape sizes = param.tensor.sizes(), strides = param.tensor.steps();
+    param.size = element_count(sizes);
+    param.dense = is_contiguous(sizes, strides) || is_dense(sizes, strides);
+    if (!param.dense && overlaps_itself(sizes, strides)) return false;
+    if (is_neg(held)) param.dense = false;
+    return true;
+  }
+
+  // `mended`: it is what Python has made of a gradient, to be taken as it is.
+  bool look_at_grad(py::object& held, const Param& param, DLTensor& grad, bool mended) {
+    py::object spec;
+    return read(held, grad, spec) && (mended || spread_alike(spec, param.spec)) &&
+           dtype_of(grad) == dtype_of(param.tensor) && lies_like(grad, param) && !is_neg(held);
+  }
+
+  bool look_at_state(py::object& held, const Param& param, DLTensor& state) {
+    py::object spec;
+    return read(held, state, spec) && spread_alike(spec, param.spec) && lies_like(state, param);
+  }
+
+  bool read(py::object& held, DLTensor& tensor, py::object& spec) {
+    if (!held) return false;
+    if (Py_TYPE(held.ptr()) != plain_ && is_sharded(held.ptr())) {
+      spec = attribute(held.ptr(), table_.spec);
+      held = attribute(held.ptr(), table_.shard);
+      sharded = true;
+      if (!held) return false;
+    }
+    if (!table_.read(held, tensor)) return false;
+    return tensor.data || element_count(tensor.sizes()) == 0;
+  }
+
+  // How often a tensor was written, as torch counts; 0 for one of inference mode, which counts nothing.
+  long long version_of(const py::object& tensor) const {
+    const py::object version = attribute(tensor.ptr(), table_.version);
+    return version ? PyLong_AsLongLong(version.ptr()) : 0;
+  }
+
+ private:
+  bool is_sharded(PyObject* tensor) {
+    if (!dtensor_.is_none() && PyObject_TypeCheck(tensor, reinterpret_cast<PyTypeObject*>(dtensor_.ptr())))
+      return true;
+    plain_ = Py_TYPE(tensor);
+    return false;
+  }
+
+  // True for two DTensors of the same mesh and placements, or for two plain tensors (state/sharding.py).
+  bool spread_alike(const py::object& spec, const py::object& other) const {
+    if (spec.ptr() == other.ptr()) return true;
+    if (!spec || !other) return false;
+    const auto same = [&](const py::object& name) {
+      return attribute(spec.ptr(), name).ptr() == attribute(other.ptr(), name).ptr();
+    };
+    return same(table_.mesh) && same(table_.placements);
+  }
+
+  static bool lies_like(const DLTensor& tensor, const Param& param) {
+    const Shape sizes = param.tensor.sizes();
+    return same_device(tensor, param.tensor) && same_sizes(tensor.sizes(), sizes) &&
+           (!param.dense || same_order(sizes, tensor.steps(), param.tensor.steps()));
+  }
+
+  // DLPack does not tell of a tensor that torch negates when it is read.
+  bool is_neg(const py::object& tensor) const {
+    PyObject* negated = PyObject_CallOneArg(table_.is_neg.ptr(), tensor.ptr());
+    const bool is = negated != Py_False;
+    if (!negated) PyErr_Clear();
+    Py_XDECREF(negated);
+    return is;
+  }
+
+  const Table& table_;
+  py::object dtensor_;
+  PyTypeObject* plain_ = nullptr;  // the last type seen that is no DTensor's
+};
+
+}  // namespace grokfused
