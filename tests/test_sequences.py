@@ -2,6 +2,7 @@
 
 import copy
 import io
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -114,6 +115,61 @@ class World:
         if param in self.optimizer.masks():
             self.optimizer.remove_mask(param)
 
+    def clear(self, index: int) -> None:
+        """Drops a parameter's state, or with it all states."""
+        if index == 0:
+            self.optimizer.state.clear()
+        self.optimizer.state.pop(self.params[index % len(self.params)], None)
+
+    def rebind(self, index: int) -> None:
+        """Gives the states of a parameter other memory, as code that moves or offloads them does."""
+        for key, tensor in self.optimizer.state.get(self.params[index % len(self.params)], {}).items():
+            if isinstance(tensor, Tensor):
+                tensor.data = tensor.data.clone(memory_format=torch.preserve_format)
+                assert key != "mask"
+
+    def exchange(self, index: int) -> None:
+        """Puts other tensors in the place of a parameter's states, of which one has other values."""
+        state = self.optimizer.state.get(self.params[index % len(self.params)], {})
+        for key in ("exp_avg", "grad_ema"):
+            if key in state:
+                state[key] = state[key].clone(memory_format=torch.preserve_format).add_(0.25)
+
+    def write_state(self, index: int) -> None:
+        """Writes a state in place, where a mask prunes it too."""
+        state = self.optimizer.state.get(self.params[index % len(self.params)], {})
+        if "exp_avg_sq" in state:
+            state["exp_avg_sq"].add_(0.125)
+
+    def count(self, index: int, kind: str) -> None:
+        """Puts the user's own step counter in the place of the optimizer's."""
+        state = self.optimizer.state.get(self.params[index % len(self.params)], {})
+        if "step" in state:
+            step = float(state["step"])
+            makers = {
+                "number": lambda: int(step),
+                "float64": lambda: torch.tensor(step, dtype=torch.float64),
+                "int64 [1]": lambda: torch.tensor([int(step)]),
+            }
+            state["step"] = makers[kind]()
+
+    def move(self, index: int) -> None:
+        """Moves a parameter to the next group."""
+        groups = self.optimizer.param_groups
+        for number, group in enumerate(groups):
+            if len(group["params"]) > 1:
+                param = group["params"].pop(index % len(group["params"]))
+                groups[(number + 1) % len(groups)]["params"].append(param)
+                return
+
+    def share(self, index: int) -> None:
+        """Adds a parameter that shares half of its memory with another one."""
+        owner = self.params[index % len(self.params)]
+        if owner.dim() and owner.is_contiguous():
+            flat = owner.data.view(-1)
+            self.params.append(flat[len(flat) // 2 :].detach().requires_grad_())
+            self.optimizer.add_param_group({"params": [self.params[-1]], "lr": 0.01})
+
     def disturb(self, index: int) -> None:
         """Writes a parameter as any code may."""
         param = self.params[index % len(self.params)]
@@ -127,7 +183,8 @@ class World:
         for index, param in enumerate(self.params):
             found[f"{index} param"] = param.detach()
             for key, state in self.optimizer.state.get(param, {}).items():
-                found[f"{index} {key}"] = state.words if key == "mask" else torch.as_tensor(state)
+                value = state.words if key == "mask" else torch.as_tensor(state)
+                found[f"{index} {key}"] = value.float() if key == "step" else value
         return found
 
 
@@ -193,6 +250,13 @@ actions = st.one_of(
     action("set_mask", indices, st.sampled_from([0.0, 0.3, 0.9, 1.0]), st.sampled_from(["zero", "freeze"])),
     action("remove_mask", indices),
     action("disturb", indices),
+    action("clear", indices),
+    action("rebind", indices),
+    action("exchange", indices),
+    action("write_state", indices),
+    action("count", indices, st.sampled_from(["number", "float64", "int64 [1]"])),
+    action("move", indices),
+    action("share", indices),
 )
 
 
@@ -210,7 +274,13 @@ def compare(kind: type[GrokAdam], state_dtype: torch.dtype, sequence: list[Actio
 
 
 # derandomize: the same sequences in every run, so that a failure is a failure and never luck.
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+# GROKFUSED_SEQUENCES asks for more of them.
+@settings(
+    max_examples=int(os.environ.get("GROKFUSED_SEQUENCES", "40")),
+    deadline=None,
+    derandomize=True,
+    database=None,
+)
 @given(
     kind=st.sampled_from([GrokAdamW, GrokAdam]),
     state_dtype=st.sampled_from([torch.float32, torch.bfloat16]),
@@ -236,6 +306,14 @@ PAIRS: dict[str, Callable[[], list[Action]]] = {
         Action("set_mask", (4, 0.3, "freeze")),
         Action("remove_mask", (0,)),
         Action("disturb", (0,)),
+        Action("clear", (1,)),
+        Action("rebind", (0,)),
+        Action("exchange", (2,)),
+        Action("write_state", (4,)),
+        Action("count", (1, "number")),
+        Action("count", (3, "int64 [1]")),
+        Action("move", (0,)),
+        Action("share", (4,)),
     )
 }
 
