@@ -6,7 +6,7 @@ A step asks this only of the parameters that its walk could not take as they are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -132,8 +132,17 @@ def _lying_like(param: Tensor, value: Tensor) -> Tensor:
     return value if is_spread_at_sight(param, value) else sharded_like(param, shard)
 
 
-def place_counter(param: Tensor, state: State, by_device: bool) -> None:
-    """Moves the step counter to the parameter's device, where that shall number the steps."""
+def place_counter(param: Tensor, state: State, device_numbers: bool, numbering: Sequence[str]) -> None:
+    """Moves the step counter to the device that shall number the steps: the parameter's, or the host.
+
+    Args:
+        param: The parameter.
+        state: Its state.
+        device_numbers: Whether the device shall, where it can.
+        numbering: The types of the devices that can.
+    """
     step = state["step"]
-    if by_device and (step.device != param.device or step.dtype is not torch.float32):
-        state["step"] = step.to(param.device, torch.float32)
+    if param.device.type in numbering and (device_numbers or step.device.type != "cpu"):
+        state["step"] = step.to(param.device, torch.float32)  # itself, where it is that already
+    elif step.device.type != "cpu":
+        state["step"] = step.cpu()

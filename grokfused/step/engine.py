@@ -111,7 +111,7 @@ class Step:
             state = members.owner.state.setdefault(members.keys[place], {})
             prepare_state(param, state, members.groups[number])
             policy = self._policies[self._policy_of[number]]
-            place_counter(param, state, policy.device_numbers and param.device.type in NUMBERING_DEVICES)
+            place_counter(param, state, policy.device_numbers, NUMBERING_DEVICES)
             fitted[place] = fitting_grad(param, members.grads[place])
         return fitted
 
