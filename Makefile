@@ -5,19 +5,28 @@ BIN := $(VENV)/bin
 NVCC := $(firstword $(shell command -v nvcc) $(wildcard $(CUDA_HOME)/bin/nvcc /usr/local/cuda/bin/nvcc))
 NATIVE_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 BUILT := $(VENV)/.built
-# --no-compile, below: Python compiles what it imports, which is a small part of what torch holds.
+# --no-compile, below: Python compiles what it imports, which is a small part of what torch holds. Before tests
+# torch is compiled, once: many of them start processes, and where Python keeps no bytecode each would do it.
 # What the demonstration needs; versions stand in requirements.txt, together with those of the tools.
 TO_RUN := torch numpy pybind11 ninja setuptools wheel typer rich matplotlib
 # The ninja and the Python of the environment, not those of the system.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test lint format bench bench-cpu bench-guard gpu-check clean
+.PHONY: demo test test-all lint format bench bench-cpu bench-guard gpu-check clean
 
 demo: $(BUILT)
 	$(BIN)/grokfused grok --overwrite
 
+# Every promise, in as few cases as can tell; a file's tests share what they made, and so stay in one process.
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
 test: $(BUILT) $(VENV)/.tools
-	$(BIN)/python -m pytest -q
+	$(PYTEST) -m "not slow"
+
+# And what is marked slow: whole grids, kernels compiled for every architecture, trainings.
+test-all: $(BUILT) $(VENV)/.tools
+	$(PYTEST)
 
 lint: $(BUILT) $(VENV)/.tools
 	$(BIN)/ruff format --check .
@@ -63,6 +72,7 @@ $(VENV)/.installed: requirements.txt
 $(VENV)/.tools: $(VENV)/.installed requirements-nvcc.txt
 	$(BIN)/python -m pip install --quiet --no-compile -r requirements.txt \
 		$(if $(NVCC),,-r requirements-nvcc.txt)
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib/python*/site-packages/torch || true
 	touch $@
 
 $(BUILT): $(VENV)/.installed setup.py pyproject.toml $(NATIVE_SOURCES)

@@ -5,6 +5,7 @@ import os
 # Threads that wait do not spin: workers of pytest share the processors. Before torch loads its OpenMP.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -25,6 +26,14 @@ def set_threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Lets Ctrl-C do what it does in a terminal: under ``nohup`` and many runners of CI it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -4,10 +4,11 @@ from itertools import product
 
 import pytest
 import torch
+from grid import FEWEST, GRID, QUICK, options, reference
 
 import grokfused
 from grokfused import GrokAdam, GrokAdamW
-from grokfused.lab.agreement import Case, cases, differing_bits, disagreements, run
+from grokfused.lab.agreement import Case, differing_bits, disagreements, run
 from grokfused.state.arrays import NAMES
 from grokfused.step.mask import MODES
 
@@ -29,21 +30,26 @@ PLACES = [(name, device) for name in ("native", "triton") for device in AVAILABL
 
 
 @pytest.mark.parametrize(("backend", "device"), PLACES)
-@pytest.mark.parametrize("case", list(cases()), ids=str)
+@pytest.mark.parametrize("case", GRID, ids=str)
 def test_a_backend_equals_the_reference_bit_for_bit(case: Case, backend: str, device: str, threads) -> None:
-    truth = run("reference", case)
     for count in THREADS if device == "cpu" else THREADS[:1]:
         threads(count)
-        assert disagreements(run(backend, case, device), truth) == {}, f"{count} threads"
+        assert disagreements(run(backend, case, device), reference(case)) == {}, f"{count} threads"
 
 
 def test_the_grid_holds_every_option() -> None:
-    seen = list(cases())
-    assert len(set(seen)) == 3 * 3 * 2 * 2 * 2 + 2 * 2 * 3
+    assert len(set(GRID)) == 3 * 3 * 2 * 2 * 2 + 2 * 2 * 3
     for rounding in ("nearest", "stochastic", "kahan"):
-        found = [case for case in seen if case.param_rounding == rounding]
+        found = [case for case in GRID if case.param_rounding == rounding]
         for name in ("grad_filter", "decay", "amsgrad", "maximize", "grad_scale", "capturable"):
             assert len({getattr(case, name) for case in found}) == 2, (rounding, name)
+
+
+@pytest.mark.parametrize(("part", "together"), [(QUICK, 2), (FEWEST, 1)], ids=["quick", "fewest"])
+def test_parts_of_the_grid_hold_every_option(part, together) -> None:
+    found, asked = (set().union(*(options(case, together) for case in grid)) for grid in (part, GRID))
+    assert found == asked
+    assert len(part) < len(GRID) / 4
 
 
 # Where rounding, selection and special values meet: signed zeros, the smallest and largest numbers of

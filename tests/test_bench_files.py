@@ -28,7 +28,7 @@ def options(folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def interrupted_in(monkeypatch):
+def interrupted_in(monkeypatch, ctrl_c):
     """Returns a function that lets Ctrl-C be pressed in the case of that number, of two small ones."""
     cases = {"first": [(9,), (3, 2)], "second": [(5,)]}
     monkeypatch.setitem(SETS, "steps", BenchSet("", cases, [FUSED, COPY]))

@@ -15,11 +15,12 @@ from typing import NamedTuple
 import numpy
 import pytest
 import torch.utils.cpp_extension
+from grid import marked, reference
 
 from bench.fma import Slice, compile_kernel
 from grokfused import backends
 from grokfused.backends.reference import Scalars
-from grokfused.lab.agreement import Case, cases, disagreements, run
+from grokfused.lab.agreement import Case, disagreements, run
 from grokfused.step import engine, options
 
 ROOT = Path(__file__).parent.parent
@@ -97,15 +98,15 @@ def kernel_step_(
         step.fill_(scalars[row, Scalars._fields.index("step")])
 
 
-@pytest.fixture(scope="module")
-def truths() -> dict[Case, dict[str, torch.Tensor]]:
-    """Returns what the reference makes of each case, its steps numbered by the host."""
-    return {case: run("reference", case) for case in cases()}
+@pytest.fixture
+def truth(case: Case) -> dict[str, torch.Tensor]:
+    """Returns what the reference makes of the test's case, its steps numbered by the host."""
+    return reference(case)
 
 
 @pytest.fixture(params=["numbers on the host", "numbers on the device", "table in device memory"])
-def kernel_is_a_backend(request, shim, monkeypatch) -> None:
-    """Lets ``backend="kernel"`` run the kernel."""
+def kernel_is_a_backend(request, shim, truth, monkeypatch) -> None:
+    """Lets ``backend="kernel"`` run the kernel, after the reference has run as it always does."""
     module = types.ModuleType("kernel_on_the_cpu")
     module.why_not = lambda kind: None if kind.dense else "gaps"
     module.adamw_step_ = lambda *arrays, **others: kernel_step_(shim, request.param, *arrays, **others)
@@ -119,9 +120,10 @@ def kernel_is_a_backend(request, shim, monkeypatch) -> None:
     backends.choose.cache_clear()
 
 
-@pytest.mark.parametrize("case", list(cases()), ids=str)
-def test_the_kernel_equals_the_reference_bit_for_bit(case: Case, truths, kernel_is_a_backend) -> None:
-    assert disagreements(run("kernel", case), truths[case]) == {}
+@pytest.mark.usefixtures("kernel_is_a_backend")
+@pytest.mark.parametrize("case", marked())
+def test_the_kernel_equals_the_reference_bit_for_bit(case: Case, truth) -> None:
+    assert disagreements(run("kernel", case), truth) == {}
 
 
 # --- compiled for GPUs -----------------------------------------------------------------------------------
@@ -161,7 +163,10 @@ KERNELS = 2 * len(PARAM_FORMATS) * len(STATE_FORMATS) * len(policies("grad_filte
 SOURCES = ("adamw_cuda", "float32", "bfloat16", "float16")
 
 
-@pytest.fixture(scope="module", params=["sm_80", "sm_90", "sm_100"])
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("sm_80", "sm_100")]
+
+
+@pytest.fixture(scope="module", params=["sm_90", *OTHERS])
 def compiled(request, tmp_path_factory) -> Compiled:
     """The launcher with all its kernels, compiled against a torch that need not know CUDA."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -143,22 +143,35 @@ def test_a_killed_run_resumes_to_the_end_of_an_uninterrupted_one(tmp_path: Path)
     assert same_weights(weights(folder), weights(whole))
 
 
-@pytest.mark.usefixtures("small_task")
-def test_ctrl_c_leaves_runs_that_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def press_ctrl_c_in_every_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     append = RunFolder.append
 
     def interrupted(self: RunFolder, evaluation: Evaluation) -> None:
         append(self, evaluation)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
-    command = ["--budget", 12, "--compare", "adam", "--out", tmp_path]
     monkeypatch.setattr(RunFolder, "append", interrupted)
-    assert "--resume" in grok(*command, code=130)
-    monkeypatch.setattr(RunFolder, "append", append)
+
+
+@pytest.mark.usefixtures("small_task", "ctrl_c")
+def test_ctrl_c_leaves_runs_that_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["--budget", 12, "--compare", "adam", "--out", tmp_path]
+    with monkeypatch.context() as pressed:
+        press_ctrl_c_in_every_evaluation(pressed)
+        assert "--resume" in grok(*command, code=130)
     (folder,) = tmp_path.iterdir()  # the second run has not begun
     assert [line["iteration"] for line in metrics(folder)] == [6]
     grok(*command, "--resume")
     assert [[line["iteration"] for line in metrics(each)] for each in tmp_path.iterdir()] == [[6, 12]] * 2
+
+
+@pytest.mark.usefixtures("small_task", "ctrl_c")
+def test_ctrl_c_that_was_ignored_from_the_start_stays_ignored(tmp_path, monkeypatch) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup does
+    press_ctrl_c_in_every_evaluation(monkeypatch)
+    grok("--budget", 12, "--out", tmp_path)
+    assert [line["iteration"] for line in metrics(next(tmp_path.iterdir()))] == [6, 12]
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_a_run_leaves_its_files_and_its_table(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from bench.report import DOCUMENTS, SECTION, written_into
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+CI = (ROOT / ".ci" / "run").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -22,7 +23,10 @@ def test_there_are_snippets() -> None:
     assert len(SNIPPETS) >= 2
 
 
-@pytest.mark.parametrize("target", [*re.findall(r"^make (\S+)", README, re.MULTILINE), "bench-cpu"])
+TARGETS = sorted({*re.findall(r"^make (\S+)", README + CI, re.MULTILINE), "bench-cpu"})
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_make_knows_the_targets(target) -> None:
     subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
 

@@ -23,6 +23,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_a_quick_run_records_every_row_and_nearest_loses_what_the_others_keep(tmp_path) -> None:
     command = ["rounding", "--quick", "--seeds", "0", "--out", str(tmp_path)]
     done = CliRunner().invoke(reproduce.app, command)

@@ -1,7 +1,6 @@
 """What a step and an import cost: bytes of state, allocations, time."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,23 +53,28 @@ def test_a_step_allocates_nothing_that_grows_with_the_model(tmp_path) -> None:
     assert allocated(100_000, "reference") > 4 * 100_000
 
 
+# Each import in a process of its own, forked where torch is there already: importing that takes seconds.
 MEASURE = """
-import sys, time, torch
-before = time.process_time()
-import grokfused
-print(time.process_time() - before, *sorted({"triton", "grokfused._C"} & set(sys.modules)))
+import os, sys, time, torch
+# The first import compiles the modules, which Python keeps, as it does of an installed package.
+sys.pycache_prefix, sys.dont_write_bytecode = sys.argv[1], False
+for _ in range(5):
+    process = os.fork()
+    if process:
+        assert os.waitpid(process, 0)[1] == 0
+        continue
+    before = time.process_time()
+    import grokfused
+    seconds = time.process_time() - before
+    print(seconds, *sorted({"triton", "grokfused._C"} & set(sys.modules)), flush=True)
+    os._exit(0)
 """
 
 
 def test_importing_adds_less_than_50_ms_and_loads_no_backend(tmp_path) -> None:
-    # The first import compiles the modules, which Python keeps, as it does of an installed package.
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
-    seconds = []
-    for _ in range(5):
-        shown = subprocess.run(
-            [sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True, env=environment
-        )
-        words = shown.stdout.split()
-        assert words[1:] == []
-        seconds.append(float(words[0]))  # of the process, not of the clock: others may keep the machine busy
-    assert min(seconds) < 0.05  # what it takes where nothing disturbs
+    command = [sys.executable, "-c", MEASURE, str(tmp_path)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    seconds = [float(line) for line in shown.splitlines()]  # a name beside it would be that of a backend
+    assert len(seconds) == 5
+    # Of the process, not of the clock: others may keep the machine busy. The least is what the import takes.
+    assert min(seconds) < 0.05

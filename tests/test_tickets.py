@@ -26,11 +26,13 @@ def quick(tmp_path_factory) -> dict[str, dict]:
     return {row["row"]: row for row in json.loads((out / "tickets.json").read_text())["rows"]}
 
 
+@pytest.mark.slow
 def test_a_ticket_generalises_in_a_third_of_the_dense_runs_epochs(quick) -> None:
     assert quick["dense"]["t_gen"] is not None
     assert 3 * quick["ticket"]["t_gen"] <= quick["dense"]["t_gen"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ["random", "memorised"])
 def test_other_masks_of_that_density_do_not(quick, row) -> None:
     assert quick[row]["t_mem"] is not None, "it has memorised"

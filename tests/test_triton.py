@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from grid import FEWEST, GRID
 from test_cuda_kernel import tool
 
 from grokfused import BackendUnavailable, GrokAdamW, backends
@@ -17,23 +18,24 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from grokfused.lab.agreement import cases  # noqa: E402
 from grokfused.triton_kernels import kernel, launcher  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_interpreted_kernel_equals_the_reference_bit_for_bit() -> None:
+@pytest.mark.parametrize("part", ["fewest", pytest.param("whole", marks=pytest.mark.slow)])
+def test_the_interpreted_kernel_equals_the_reference_bit_for_bit(part) -> None:
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
     shown = subprocess.run(
-        [sys.executable, "tests/triton_in_the_interpreter.py"],
+        [sys.executable, "tests/triton_in_the_interpreter.py", part],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths},
         capture_output=True,
         text=True,
     )
     assert shown.returncode == 0, shown.stderr
-    assert json.loads(shown.stdout.splitlines()[-1]) == {"cases": len(list(cases())), "wrong": {}}
+    grid = {"fewest": FEWEST, "whole": GRID}[part]
+    assert json.loads(shown.stdout.splitlines()[-1]) == {"cases": len(grid), "wrong": {}}
 
 
 def test_a_cpu_tensor_is_refused_by_name_and_auto_moves_on() -> None:
@@ -73,7 +75,10 @@ POLICIES = {
 NAMES = ("PARAM", "STATE", "STOCHASTIC", "PARAM_ROUNDING", "COUPLED", "AMSGRAD")
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100], ids="sm_{}".format)
+SLOW = [pytest.param(capability, marks=pytest.mark.slow) for capability in (80, 100)]
+
+
+@pytest.mark.parametrize("capability", [90, *SLOW], ids="sm_{}".format)
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 @pytest.mark.parametrize("policies", POLICIES.values(), ids=POLICIES.keys())
 def test_the_kernel_compiles_to_wide_accesses_and_single_roundings(

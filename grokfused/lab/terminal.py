@@ -30,8 +30,12 @@ def say(message: str) -> None:
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Yields a function that says whether Ctrl-C was pressed; a second Ctrl-C ends at once.
 
-    A run may stop between two epochs only: in the middle of a step there is nothing to resume from.
+    A run may stop between two epochs only: in the middle of a step there is nothing to resume from. Where
+    Ctrl-C was ignored from the start, as under ``nohup``, it stays ignored.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield lambda: False
+        return
     pressed: list[int] = []
 
     def note(number: int, _: Any) -> None:
