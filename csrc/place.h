@@ -51,10 +51,12 @@ class PlaceReader {
 
   bool sharded = false;  // a DTensor was read
 
-  void find(Place& place, const py::object& state, bool starts) const {
+  // `used`: array of the table -> whether the step needs it; `starts`: the filter's memory starts as the
+  // first gradient. What is like its parameter is looked for even if unused: it would have to go.
+  void find(Place& place, const py::object& state, const std::vector<bool>& used, bool starts) const {
     if (!state) return;
     for (size_t k = 0; k < table_.names.size(); ++k)
-      place.states[k] = entry(state.ptr(), table_.names[k].ptr());
+      if (used[k] || table_.like_param[k]) place.states[k] = entry(state.ptr(), table_.names[k].ptr());
     place.step = entry(state.ptr(), table_.step.ptr());
     place.mask = entry(state.ptr(), table_.mask.ptr());
     if (!starts) return;

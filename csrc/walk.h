@@ -119,7 +119,8 @@ class Walk {
       Place& place = places_[t];
       place.param = py::reinterpret_borrow<py::object>(at(in_.params, t));
       place.grad = py::reinterpret_borrow<py::object>(at(in_.grads, t));
-      reader_.find(place, state_of(at(in_.keys, t)), policies_[policy_number(t)]->starts);
+      const Policy& policy = *policies_[policy_number(t)];
+      reader_.find(place, state_of(at(in_.keys, t)), policy.used, policy.starts);
       PlaceReader::each(place, [&](PyObject* tensor) { table_.read.prefetch(tensor); });
     }
     for (size_t t = begin; t < end; ++t)
