@@ -162,6 +162,6 @@ def grad_factor(group: Mapping[str, Any]) -> float:
 def scalar_table(rows: Sequence[Scalars]) -> Tensor:
     """Returns the rows rounded to float32: [rows, fields of Scalars].
 
-    A repeated native step rounds them itself, alike (csrc/launch.h).
+    The native backend rounds them itself, alike (csrc/walk.h).
     """
     return torch.from_numpy(numpy.array(rows, dtype=numpy.float32, ndmin=2))
