@@ -11,8 +11,11 @@ void run_all(const Work& work, const Parts& parts);
 
 template <class Format, class Step>
 void run(const Work& work, const Choices& choices) {
-  const Update update = update_of<Format, Step>(choices.state, choices.state_rounding);
-  run_all(work, Parts(update, choices, state_rows<Step>(choices)));
+  const Update update = update_of<Format, Step, false>(choices.state, choices.state_rounding);
+  Update selecting = nullptr;
+  if constexpr (sizeof(typename Format::Stored) == 4)
+    selecting = update_of<Format, Step, true>(choices.state, choices.state_rounding);
+  run_all(work, Parts(update, selecting, choices, state_rows<Step>(choices)));
 }
 
 // The kernel for parameters of one format. Compiled for each in a file of its own, which a build runs side by

@@ -24,8 +24,9 @@ struct alignas(kCacheLine) Buffers {
 
 }  // namespace
 
-Parts::Parts(Update update, const Choices& choices, const std::vector<StateRow>& rows)
+Parts::Parts(Update update, Update selecting, const Choices& choices, const std::vector<StateRow>& rows)
     : update(update),
+      selecting(selecting),
       narrow(narrowing(choices.param, choices.param_rounding)),
       decay(choices.decay),
       keeps_rest(choices.keeps_rest()),
@@ -54,13 +55,16 @@ void SliceStep::run_tile(int64_t begin, int size, const uint32_t* kept) const {
   const uint32_t first = slice_.first + static_cast<uint32_t>(begin);
   void* param = this->param().at(begin);
   void* rest = parts_.keeps_rest ? state(updated).at(begin) : nullptr;
-  Arrays arrays{grad().at(begin), param, rest ? rest : kNoRest.values, {}, nullptr, {}, key_, first};
+  Arrays arrays{grad().at(begin), param, rest ? rest : kNoRest.values, {}, nullptr, {}, key_, first, kept,
+                slice_.mask_mode};
+  const Update selecting = kept ? parts_.selecting : nullptr;
+  if (selecting) kept = nullptr;  // nothing is left to choose
   arrays.new_param = kept || parts_.narrow ? buffers.values : static_cast<float*>(param);
   for (int place = 0; place < updated; ++place) {
     arrays.states[place] = state(place).at(begin);
     arrays.new_states[place] = kept ? buffers.states[place] : state(place).at(begin);
   }
-  parts_.update(arrays, size, scalars_, parts_.decay);
+  (selecting ? selecting : parts_.update)(arrays, size, scalars_, parts_.decay);
   if (parts_.narrow)
     parts_.narrow(buffers.values, kept ? buffers.param : param, kept ? buffers.rest : rest, size, key_,
                   first);

@@ -23,13 +23,14 @@ constexpr int kTile = 512, kPiece = 1 << 20;
 // What steps the elements of any slice, and how its arrays are stored.
 struct Parts {
   Update update;
-  Narrow narrow;  // of parameters; null for float32
+  Update selecting;  // under a mask; null for parameters of 16 bits, of which loops of their own choose
+  Narrow narrow;     // of parameters; null for float32
   Decay decay;
   bool keeps_rest, in_place;
   size_t param_bytes;
   std::vector<size_t> state_bytes;
 
-  Parts(Update update, const Choices& choices, const std::vector<StateRow>& rows);
+  Parts(Update update, Update selecting, const Choices& choices, const std::vector<StateRow>& rows);
 };
 
 // One array of a slice.

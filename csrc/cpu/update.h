@@ -1,6 +1,7 @@
 // The arithmetic of a step: one simd loop over ElementStep, which widens what it reads and rounds the states.
 // That is why their formats are compiled apart: only where reading, arithmetic and writing alternate does the
-// processor do them at once. How a parameter is rounded is not its subject (storage.h), nor is a mask.
+// processor do them at once. How a parameter of 16 bits is rounded is not its subject (storage.h), nor what a
+// mask keeps of one: beside float32 parameters the loop is compiled once more, and chooses as it writes.
 #pragma once
 
 #include <type_traits>
@@ -18,6 +19,8 @@ struct Arrays {
   float* new_param;
   void* new_states[kMaxStates];
   uint32_t random_key, first;  // what the random bits of the tile's first element are made of
+  const uint32_t* kept;        // for each element all ones or 0; null where all are kept
+  MaskMode mask_mode;
 };
 
 using Update = void (*)(const Arrays&, int size, const Scalars&, Decay);
@@ -29,7 +32,17 @@ GROK_HD float read(const void* stored, int i) {
 
 // A function of its own: of a struct in the body of a simd loop g++ makes an array, which it does not
 // vectorise.
-template <class Param, class State, Rounding kRounding, class Step>
+template <bool kMasked, class Stored>
+GROK_HD void write(const Arrays& arrays, Stored* to, const void* before, Stored stepped, int i) {
+  if constexpr (kMasked) {
+    const Where where(arrays.kept[i], arrays.mask_mode);
+    const uint32_t old = stored_bits(static_cast<const Stored*>(before)[i]);
+    stepped = of_bits<Stored>(masked(where, stored_bits(stepped), old));
+  }
+  to[i] = stepped;
+}
+
+template <class Param, class State, Rounding kRounding, class Step, bool kMasked>
 GROK_HD void update_element(const Arrays& arrays, int i, const Scalars& scalars, Decay decay) {
   typename Step::Element element;
   element.param = read<Param>(arrays.param, i);
@@ -41,30 +54,31 @@ GROK_HD void update_element(const Arrays& arrays, int i, const Scalars& scalars,
     element.*decltype(row)::kField = read<State>(arrays.states[place], i);
   });
   Step::run(element, scalars, decay);
-  arrays.new_param[i] = element.param;
+  write<kMasked>(arrays, arrays.new_param, arrays.param, element.param, i);
   uint32_t drawn = 0;
   if constexpr (kRounding == Rounding::kStochastic)
     drawn = state_draw(random_bits(arrays.random_key, arrays.first + static_cast<uint32_t>(i)));
   Step::States::each([&](auto row, int place) {
-    static_cast<typename State::Stored*>(arrays.new_states[place])[i] =
-        rounded<State>(element.*decltype(row)::kField, kRounding, drawn);
+    write<kMasked>(arrays, static_cast<typename State::Stored*>(arrays.new_states[place]),
+                   arrays.states[place], rounded<State>(element.*decltype(row)::kField, kRounding, drawn), i);
   });
 }
 
-template <class Param, class State, Rounding kRounding, class Step>
+template <class Param, class State, Rounding kRounding, class Step, bool kMasked>
 GROK_CPU_CLONES void update(const Arrays& of_tile, int size, const Scalars& scalars, Decay decay) {
   const Scalars numbers = scalars;  // copies: the compiler then knows that no store changes them
   const Arrays arrays = of_tile;
 #pragma omp simd
-  for (int i = 0; i < size; ++i) update_element<Param, State, kRounding, Step>(arrays, i, numbers, decay);
+  for (int i = 0; i < size; ++i)
+    update_element<Param, State, kRounding, Step, kMasked>(arrays, i, numbers, decay);
 }
 
-// For parameters of one format.
-template <class Param, class Step>
+// For parameters of one format; `kMasked`: under a mask that keeps some elements of the tile.
+template <class Param, class Step, bool kMasked>
 Update update_of(Format state, Rounding rounding) {
-  if (state == Format::kFloat32) return update<Param, Float32, Rounding::kNearest, Step>;
-  if (rounding == Rounding::kNearest) return update<Param, BFloat16, Rounding::kNearest, Step>;
-  return update<Param, BFloat16, Rounding::kStochastic, Step>;
+  if (state == Format::kFloat32) return update<Param, Float32, Rounding::kNearest, Step, kMasked>;
+  if (rounding == Rounding::kNearest) return update<Param, BFloat16, Rounding::kNearest, Step, kMasked>;
+  return update<Param, BFloat16, Rounding::kStochastic, Step, kMasked>;
 }
 
 }  // namespace grokfused::cpu
