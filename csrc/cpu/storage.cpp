@@ -76,9 +76,9 @@ void select(size_t bytes, const void* stepped, const uint32_t* kept, MaskMode mo
 
 GROK_CPU_CLONES bool all_zero(const void* stored, int64_t bytes) {
   const auto* from = static_cast<const unsigned char*>(stored);
-  unsigned bits = 0;
+  unsigned char bits = 0;  // as wide as what is read, or each byte would be widened first
 #pragma omp simd reduction(| : bits)
-  for (int64_t i = 0; i < bytes; ++i) bits |= from[i];
+  for (int64_t i = 0; i < bytes; ++i) bits = static_cast<unsigned char>(bits | from[i]);
   return bits == 0;
 }
 
