@@ -72,6 +72,7 @@ $(VENV)/.installed: requirements.txt
 $(VENV)/.tools: $(VENV)/.installed requirements-nvcc.txt
 	$(BIN)/python -m pip install --quiet --no-compile -r requirements.txt \
 		$(if $(NVCC),,-r requirements-nvcc.txt)
+	# Bytecode saves each process of a test seconds, no more: torch has files of a newer Python, which fail.
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib/python*/site-packages/torch || true
 	touch $@
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from grokfused import GrokAdam, GrokAdamW
 from grokfused.state.arrays import NAMES
+from grokfused.step.grad_filter import FILTERS
 
 # Edges of vector widths, of dimensions and of memory orders; "many" is split between threads. The last ones
 # are put under masks after their first step.
@@ -71,7 +72,7 @@ def cases() -> Iterator[Case]:
     states = [(torch.float32, "nearest"), (torch.bfloat16, "nearest"), (torch.bfloat16, "stochastic")]
     params = (torch.float32, torch.bfloat16, torch.float16)
     decays = ("coupled", "decoupled")
-    for param, state, kind, decay, amsgrad in product(params, states, ("ema", "none"), decays, (False, True)):
+    for param, state, kind, decay, amsgrad in product(params, states, FILTERS, decays, (False, True)):
         # What is only a factor of the gradient, or says who numbers the steps, needs no product of its own.
         scale = 3072.5 if amsgrad else None
         yield Case(param, "nearest", *state, kind, decay, amsgrad, amsgrad, scale, capturable=kind == "none")
