@@ -65,16 +65,40 @@ class TensorReader {
     for (int line = 0; line < 2; ++line) __builtin_prefetch(storage + line * kCacheLine);
   }
 
-  // Learns from a tensor where its implementation and its storage are noted: torch tells both addresses.
-  void learn(const pybind11::object& sample) {
-    const auto* implementation = reinterpret_cast<const char*>(sample.attr("_cdata").cast<uintptr_t>());
-    const auto* storage =
-        reinterpret_cast<const char*>(sample.attr("untyped_storage")().attr("_cdata").cast<uintptr_t>());
+  // Learns from a tensor where its implementation is noted, and in that its storage and its dispatch keys:
+  // torch tells all three. Of the keys, the negative view of the same tensor has one more.
+  void learn(const pybind11::object& sample, const pybind11::object& negative, uint64_t keys,
+             uint64_t negative_keys) {
+    const char* implementation = address_in(sample.attr("_cdata"));
+    const char* negated = address_in(negative.attr("_cdata"));
+    const char* storage = address_in(sample.attr("untyped_storage")().attr("_cdata"));
     tensor_type_ = Py_TYPE(sample.ptr());
-    for (Py_ssize_t at = sizeof(PyObject); at + kWord <= tensor_type_->tp_basicsize; at += kWord)
-      if (word_at(sample.ptr(), at) == implementation) implementation_at_ = at;
-    for (Py_ssize_t at = 0; implementation_at_ && at < kCacheLine; at += kWord)
-      if (word_at(implementation, at) == storage) storage_at_ = at;
+    const auto find = [](Py_ssize_t begin, Py_ssize_t end, auto&& is_there) {
+      for (Py_ssize_t at = begin; at + kWord <= end; at += kWord)
+        if (is_there(at)) return at;
+      return Py_ssize_t{0};
+    };
+    implementation_at_ = find(sizeof(PyObject), tensor_type_->tp_basicsize, [&](Py_ssize_t at) {
+      return word_at(sample.ptr(), at) == implementation && word_at(negative.ptr(), at) == negated;
+    });
+    if (!implementation_at_) return;
+    storage_at_ = find(0, kCacheLine, [&](Py_ssize_t at) { return word_at(implementation, at) == storage; });
+    keys_at_ = find(0, kImplementation, [&](Py_ssize_t at) {
+      return bits_at(implementation, at) == keys && bits_at(negated, at) == negative_keys;
+    });
+    negative_bit_ = negative_keys & ~keys;
+  }
+
+  bool knows_keys() const { return keys_at_ && negative_bit_; }
+
+  // Whether torch negates a tensor when it is read, of which DLPack does not tell.
+  bool is_negative(PyObject* tensor) const {
+    if (knows_keys() && is_tensor(tensor))
+      return bits_at(word_at(tensor, implementation_at_), keys_at_) & negative_bit_;
+    const auto is_neg =
+        pybind11::reinterpret_steal<pybind11::object>(PyObject_CallMethod(tensor, "is_neg", nullptr));
+    if (!is_neg) PyErr_Clear();
+    return is_neg.ptr() != Py_False;
   }
 
   // False for what has no strides: a sparse tensor, for instance.
@@ -86,11 +110,21 @@ class TensorReader {
 
  private:
   static constexpr Py_ssize_t kCacheLine = 64, kWord = sizeof(void*);
+  static constexpr Py_ssize_t kImplementation = 192;  // bytes of it that are looked at; it has more
+
+  static const char* address_in(const pybind11::object& number) {
+    return reinterpret_cast<const char*>(number.cast<uintptr_t>());
+  }
 
   static const char* word_at(const void* object, Py_ssize_t at) {
     const char* word;
     std::memcpy(&word, static_cast<const char*>(object) + at, sizeof word);
     return word;
+  }
+  static uint64_t bits_at(const void* object, Py_ssize_t at) {
+    uint64_t bits;
+    std::memcpy(&bits, static_cast<const char*>(object) + at, sizeof bits);
+    return bits;
   }
 
   bool is_tensor(PyObject* object) const {
@@ -101,7 +135,8 @@ class TensorReader {
 
   int (*read_)(void*, DLTensor*) = nullptr;
   PyTypeObject* tensor_type_ = nullptr;
-  Py_ssize_t implementation_at_ = 0, storage_at_ = 0;  // bytes from the beginning; 0: not known
+  Py_ssize_t implementation_at_ = 0, storage_at_ = 0, keys_at_ = 0;  // bytes from the beginning; 0: unknown
+  uint64_t negative_bit_ = 0;
 };
 
 }  // namespace grokfused

@@ -30,9 +30,33 @@ py::dict build_info() {
 py::list kinds(const grokfused::Walk& walk) {
   py::list found;
   for (const grokfused::Bucket& bucket : walk.buckets)
-    found.append(py::make_tuple(walk.backends[bucket.alike.backend], bucket.alike.numbers_on_device,
-                                bucket.alike.policy, bucket.places.front()));
+    found.append(py::make_tuple(*bucket.alike.backend, bucket.alike.numbers_on_device, bucket.alike.policy,
+                                bucket.places.front()));
   return found;
+}
+
+// `samples`: a tensor, its negative view and a parameter; `keys`: the dispatch keys of the first two.
+std::unique_ptr<grokfused::Table> table(const py::capsule& exchange, std::vector<py::object> names,
+                                        std::vector<bool> like_param, py::object choose,
+                                        py::object dtensor_class, const std::vector<py::object>& samples,
+                                        const std::vector<uint64_t>& keys) {
+  if (names.size() > grokfused::kMaxStates) grokfused::fail("a step has too many arrays");
+  std::vector<py::object> plain{py::type::of(samples.at(0)), py::type::of(samples.at(2))};
+  auto table = std::make_unique<grokfused::Table>(grokfused::Table{
+      grokfused::TensorReader(exchange), std::move(names), std::move(like_param), std::move(plain),
+      std::move(dtensor_class), grokfused::PolicyTable(std::move(choose))});
+  table->read.learn(samples.at(0), samples.at(1), keys.at(0), keys.at(1));
+  return table;
+}
+
+// `members`: those of grokfused.step.members.
+std::unique_ptr<grokfused::Walk> walk(const py::object& table, const py::tuple& members,
+                                      const py::list& policies, const py::list& policy_of,
+                                      const py::object& fitted, const py::tuple& numbering) {
+  const py::object owner = members[0];
+  return std::make_unique<grokfused::Walk>(
+      grokfused::Members{members[2], members[3], members[4], members[5], owner.attr("state"), fitted, table},
+      policies, policy_of, numbering);
 }
 
 }  // namespace
@@ -56,34 +80,14 @@ PYBIND11_MODULE(_C, module) {
   module.def("state_rows", &state_rows);
 
   py::class_<Table>(module, "Table")
-      .def(py::init([](const py::capsule& exchange, const py::object& sample, std::vector<py::object> names,
-                       std::vector<bool> like_param, py::object choose, py::object is_neg) {
-             if (names.size() > grokfused::kMaxStates) grokfused::fail("a step has too many arrays");
-             auto table =
-                 std::make_unique<Table>(Table{grokfused::TensorReader(exchange), std::move(names),
-                                               std::move(like_param), std::move(choose), std::move(is_neg)});
-             table->read.learn(sample);
-             return table;
-           }),
-           py::arg("exchange"), py::arg("sample"), py::arg("names"), py::arg("like_param"), py::arg("choose"),
-           py::arg("is_neg"));
-
-  py::class_<grokfused::Policy>(module, "Policy").def(py::init<const py::tuple&>(), py::arg("fields"));
-
-  module.def("with_grads", &grokfused::with_grads, py::arg("groups"));
+      .def(py::init(&table), py::arg("exchange"), py::arg("names"), py::arg("like_param"), py::arg("choose"),
+           py::arg("dtensor_class"), py::arg("samples"), py::arg("keys"))
+      .def_property_readonly("knows_keys", [](const Table& table) { return table.read.knows_keys(); })
+      .def("with_grads", &grokfused::with_grads)
+      .def("walk", &walk, py::arg("members"), py::arg("policies"), py::arg("policy_of"), py::arg("fitted"),
+           py::arg("numbering"));
 
   py::class_<Walk>(module, "Walk")
-      .def(py::init([](const Table& table, py::list keys, py::list params, py::list grads, py::list groups,
-                       py::object states, py::object fitted, const py::list& policies,
-                       const py::list& policy_of_group, const py::object& dtensor,
-                       const std::vector<std::string>& numbering) {
-             return std::make_unique<Walk>(
-                 table,
-                 grokfused::Members{std::move(keys), std::move(params), std::move(grads), std::move(groups),
-                                    std::move(states), std::move(fitted)},
-                 policies, policy_of_group, dtensor, numbering);
-           }),
-           py::keep_alive<1, 2>())
       .def_readonly("unfit", &Walk::unfit)
       .def_readonly("keys", &Walk::keys)
       .def_property_readonly("sharded", &Walk::sharded)
@@ -96,6 +100,6 @@ PYBIND11_MODULE(_C, module) {
       .def("groups", &Walk::groups_of)
       .def("starts", &Walk::starts_of)
       .def("take_rows", &Walk::take_rows)
-      .def("run", &Walk::run, py::arg("bucket"), py::arg("scalars"), py::arg("grad_scale"),
+      .def("run", &Walk::run, py::arg("bucket"), py::arg("table"), py::arg("grad_scale"),
            py::arg("found_inf"));
 }

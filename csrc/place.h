@@ -4,10 +4,12 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <array>
 #include <vector>
 
 #include "overlap.h"
+#include "policy.h"
 #include "python.h"
 #include "step/slice.h"
 #include "tensors.h"
@@ -20,11 +22,17 @@ struct Table {
   TensorReader read;
   std::vector<py::object> names;
   std::vector<bool> like_param;  // of the parameter's dtype, and only beside one of 16 bits; else the states'
-  py::object choose;             // (name, parameter, dense) -> the backend that steps it
-  py::object is_neg;             // torch.Tensor.is_neg
+  std::vector<py::object> plain;  // torch.Tensor and torch.nn.Parameter: no DTensors
+  py::object dtensor_class;       // () -> DTensor, or None where there can be none
+  PolicyTable policies;
   py::object step = interned("step"), mask = interned("mask"), start = interned("grad_ema_start");
   py::object shard = interned("_local_tensor"), spec = interned("_spec"), version = interned("_version");
   py::object mesh = interned("mesh"), placements = interned("placements");
+
+  bool is_plain(PyTypeObject* type) const {
+    const auto is = [&](const py::object& one) { return one.ptr() == reinterpret_cast<PyObject*>(type); };
+    return std::any_of(plain.begin(), plain.end(), is);
+  }
 };
 
 // Held while a step is taken. Of DTensors, once they are read, this process's shards.
@@ -47,7 +55,7 @@ struct Param {
 // refuse by name, or to mend.
 class PlaceReader {
  public:
-  PlaceReader(const Table& table, const py::object& dtensor) : table_(table), dtensor_(dtensor) {}
+  explicit PlaceReader(const Table& table) : table_(table) {}
 
   bool sharded = false;  // a DTensor was read
 
@@ -82,7 +90,7 @@ class PlaceReader {
     param.size = element_count(sizes);
     param.dense = is_contiguous(sizes, strides) || is_dense(sizes, strides);
     if (!param.dense && overlaps_itself(sizes, strides)) return false;
-    if (is_neg(held)) param.dense = false;
+    if (table_.read.is_negative(held.ptr())) param.dense = false;
     return true;
   }
 
@@ -90,7 +98,8 @@ class PlaceReader {
   bool look_at_grad(py::object& held, const Param& param, DLTensor& grad, bool mended) {
     py::object spec;
     return read(held, grad, spec) && (mended || spread_alike(spec, param.spec)) &&
-           dtype_of(grad) == dtype_of(param.tensor) && lies_like(grad, param) && !is_neg(held);
+           dtype_of(grad) == dtype_of(param.tensor) && lies_like(grad, param) &&
+           !table_.read.is_negative(held.ptr());
   }
 
   bool look_at_state(py::object& held, const Param& param, DLTensor& state) {
@@ -100,7 +109,7 @@ class PlaceReader {
 
   bool read(py::object& held, DLTensor& tensor, py::object& spec) {
     if (!held) return false;
-    if (Py_TYPE(held.ptr()) != plain_ && is_sharded(held.ptr())) {
+    if (!table_.is_plain(Py_TYPE(held.ptr())) && is_sharded(held.ptr())) {
       spec = attribute(held.ptr(), table_.spec);
       held = attribute(held.ptr(), table_.shard);
       sharded = true;
@@ -118,10 +127,8 @@ class PlaceReader {
 
  private:
   bool is_sharded(PyObject* tensor) {
-    if (!dtensor_.is_none() && PyObject_TypeCheck(tensor, reinterpret_cast<PyTypeObject*>(dtensor_.ptr())))
-      return true;
-    plain_ = Py_TYPE(tensor);
-    return false;
+    if (!dtensor_) dtensor_ = table_.dtensor_class();
+    return !dtensor_.is_none() && PyObject_TypeCheck(tensor, reinterpret_cast<PyTypeObject*>(dtensor_.ptr()));
   }
 
   // True for two DTensors of the same mesh and placements, or for two plain tensors (state/sharding.py).
@@ -140,18 +147,8 @@ class PlaceReader {
            (!param.dense || same_order(sizes, tensor.steps(), param.tensor.steps()));
   }
 
-  // DLPack does not tell of a tensor that torch negates when it is read.
-  bool is_neg(const py::object& tensor) const {
-    PyObject* negated = PyObject_CallOneArg(table_.is_neg.ptr(), tensor.ptr());
-    const bool is = negated != Py_False;
-    if (!negated) PyErr_Clear();
-    Py_XDECREF(negated);
-    return is;
-  }
-
   const Table& table_;
-  py::object dtensor_;
-  PyTypeObject* plain_ = nullptr;  // the last type seen that is no DTensor's
+  py::object dtensor_;  // once it was asked for
 };
 
 }  // namespace grokfused

@@ -42,25 +42,6 @@ inline py::object entry(PyObject* mapping, PyObject* key) {
   return py::reinterpret_steal<py::object>(found);
 }
 
-// Parameters of the groups that have a gradient, those gradients, and the numbers of their groups.
-inline py::tuple with_grads(const py::list& groups) {
-  const py::object params_name = interned("params"), grad_name = interned("grad");
-  py::list params, grads, numbers;
-  for (size_t number = 0; number < groups.size(); ++number) {
-    const py::list owned = groups[number][params_name];
-    const py::int_ own(number);
-    for (size_t k = 0; k < owned.size(); ++k) {
-      const auto grad = py::reinterpret_steal<py::object>(PyObject_GetAttr(at(owned, k), grad_name.ptr()));
-      if (!grad) throw py::error_already_set();
-      if (grad.is_none()) continue;
-      params.append(py::handle(at(owned, k)));
-      grads.append(grad);
-      numbers.append(own);
-    }
-  }
-  return py::make_tuple(params, grads, numbers);
-}
-
 // The entries of a dict by their keys, which are Tensors: hashing one runs Python code. Most are asked for
 // in the order of the dict, so the next entry is looked at first.
 class Entries {

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <map>
+#include <memory>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -19,27 +20,55 @@
 
 namespace grokfused {
 
+constexpr size_t kAtOnce = 16;  // tensors whose memory is fetched together
+
+// Parameters of the groups that have a gradient, those gradients, and the numbers of their groups.
+inline py::tuple with_grads(const Table& table, const py::list& groups) {
+  const py::object params_name = interned("params"), grad_name = interned("grad");
+  py::list params, grads, numbers;
+  for (size_t number = 0; number < groups.size(); ++number) {
+    const py::list owned = groups[number][params_name];
+    const py::int_ own(number);
+    for (size_t k = 0; k < owned.size(); ++k) {
+      if (k % kAtOnce == 0)
+        for (size_t ahead = k; ahead < std::min(owned.size(), k + kAtOnce); ++ahead)
+          table.read.prefetch(at(owned, ahead));
+      const auto grad = py::reinterpret_steal<py::object>(PyObject_GetAttr(at(owned, k), grad_name.ptr()));
+      if (!grad) throw py::error_already_set();
+      if (grad.is_none()) continue;
+      params.append(py::handle(at(owned, k)));
+      grads.append(grad);
+      numbers.append(own);
+    }
+  }
+  return py::make_tuple(params, grads, numbers);
+}
+
 // What is stepped: an entry per place. `keys`: the parameters as groups and states know them; `params`: those
 // that are stepped, which are the same but for compiled code. `fitted`: place -> the gradient to take
 // instead, as it is; None before Python has looked at what does not fit.
 struct Members {
   py::list keys, params, grads, groups;
   py::object states, fitted;
+  py::object table;  // Python's, of which the walk reads
 };
 
 class Walk {
  public:
-  Walk(const Table& table, Members members, const py::list& policies, const py::list& policy_of_group,
-       const py::object& dtensor, const std::vector<std::string>& numbering)
-      : table_(table), in_(std::move(members)), reader_(table, dtensor) {
-    for (const py::handle policy : policies) policies_.push_back(policy.cast<const Policy*>());
+  // `policies`: tuples; `policy_of_group`: group -> its policy; `numbering`: the devices that can number
+  // steps.
+  Walk(Members members, const py::list& policies, const py::list& policy_of_group, const py::tuple& numbering)
+      : table_(members.table.cast<Table&>()), in_(std::move(members)), reader_(table_) {
+    for (const py::handle policy : policies)
+      policies_.push_back(table_.policies.read(py::reinterpret_borrow<py::tuple>(policy)));
     for (const py::handle number : policy_of_group) policy_of_group_.push_back(number.cast<size_t>());
-    for (const std::string& device : numbering) numbering_.push_back(device == "cpu" ? kCpu : kCuda);
+    for (const py::handle device : numbering)
+      numbering_.push_back(text_of(device.ptr()) == "cpu" ? kCpu : kCuda);
     const size_t count = in_.params.size();
     if (in_.keys.size() != count || in_.grads.size() != count || in_.groups.size() != count)
       fail("a walk takes one key, parameter, gradient and group a place");
     places_.resize(count);
-    extents_.reserve(count * (3 + table.names.size()));
+    extents_.reserve(count * (3 + table_.names.size()));
     Entries state_of(in_.states);
     for (size_t begin = 0; begin < count; begin += kAtOnce)
       look_at(begin, std::min(count, begin + kAtOnce), state_of);
@@ -48,7 +77,6 @@ class Walk {
 
   std::vector<size_t> unfit;  // places that Python has to look at before a walk can take them
   Sharing shared{};
-  std::vector<std::string> backends;  // those that were chosen
   std::vector<Bucket> buckets;
   std::vector<std::tuple<size_t, double, double>>
       keys;  // row -> group, steps so far, the filter's first step
@@ -67,11 +95,14 @@ class Walk {
     }
   }
 
-  // Addresses: of the device's table of scalars, or 0 for the rows taken; `grad_scale` and `found_inf` of one
-  // float or 0, where the scalars are.
-  void run(size_t bucket, uintptr_t scalars, uintptr_t grad_scale, uintptr_t found_inf) {
-    const auto* table = scalars ? reinterpret_cast<const Scalars*>(scalars) : scalars_.data();
-    buckets.at(bucket).run(table, grad_scale, found_inf);
+  // Tensors of float32, or None: the device's table of scalars instead of the rows taken; `grad_scale` and
+  // `found_inf` of one number, where the scalars are.
+  void run(size_t bucket, const py::object& table, const py::object& grad_scale,
+           const py::object& found_inf) {
+    const auto* scalars = static_cast<const Scalars*>(address_of(table));
+    buckets.at(bucket).run(scalars ? scalars : scalars_.data(),
+                           static_cast<const float*>(address_of(grad_scale)),
+                           static_cast<const float*>(address_of(found_inf)));
   }
 
   // The tensors of a bucket as lists, for a backend of Python's: by "param", "grad", "step", "mask" (the
@@ -108,7 +139,13 @@ class Walk {
 
  private:
   static constexpr int32_t kCpu = 1, kCuda = 2;  // device types of DLPack
-  static constexpr size_t kAtOnce = 16;          // places whose memory is fetched together
+
+  const void* address_of(const py::object& numbers) const {
+    DLTensor tensor;
+    if (numbers.is_none()) return nullptr;
+    if (!table_.read(numbers, tensor)) fail("the numbers of a step are no tensor");
+    return tensor.address();
+  }
 
   size_t group_of(size_t t) const { return PyLong_AsSize_t(at(in_.groups, t)); }
   size_t policy_number(size_t t) const { return policy_of_group_[group_of(t)]; }
@@ -214,7 +251,7 @@ class Walk {
                       by_device,
                       device,
                       param.tensor.device_id,
-                      backend_of(policy, place.param, device, param.dense)};
+                      table_.policies.backend(policy.backend, device, param.dense, place.param)};
     Bucket& bucket = bucket_of(alike, place, policy);
     const size_t row = by_device ? bucket.places.size() : row_of(t, Counter(step).read());
     bucket.add(t, row, slice, step);
@@ -233,29 +270,17 @@ class Walk {
     if (!buckets.empty() && buckets.back().alike == alike) return buckets.back();
     const auto [found, is_new] = bucket_of_alike_.emplace(alike, buckets.size());
     if (is_new) {
-      buckets.emplace_back(alike, policy, backends[alike.backend] == "native");
+      buckets.emplace_back(alike, policy, buckets.empty() ? places_.size() : 1);
       for (size_t k = 0; k < table_.names.size(); ++k)
         if (place.states[k]) buckets.back().arrays.push_back(k);
     }
     return buckets[found->second];
   }
 
-  // Asked once for each kind of parameter; the place of its name in `backends`.
-  int32_t backend_of(const Policy& policy, const py::object& param, int32_t device, bool dense) {
-    const Kind kind{&policy, device, dense};
-    for (const auto& known : kinds_)
-      if (known.first == kind) return known.second;
-    const auto name = table_.choose(policy.backend, param, dense).cast<std::string>();
-    auto found = std::find(backends.begin(), backends.end(), name);
-    if (found == backends.end()) found = backends.insert(found, name);
-    kinds_.emplace_back(kind, static_cast<int32_t>(found - backends.begin()));
-    return kinds_.back().second;
-  }
-
-  const Table& table_;
+  Table& table_;
   Members in_;
   PlaceReader reader_;
-  std::vector<const Policy*> policies_;
+  std::vector<std::shared_ptr<const Policy>> policies_;
   std::vector<size_t> policy_of_group_;
   std::vector<int32_t> numbering_;
   std::vector<Place> places_;
@@ -263,8 +288,6 @@ class Walk {
   std::vector<Scalars> scalars_;
   std::map<std::tuple<size_t, double, double>, size_t> row_of_key_;
   std::map<Alike, size_t> bucket_of_alike_;
-  using Kind = std::tuple<const Policy*, int32_t, bool>;  // policy, device type, dense
-  std::vector<std::pair<Kind, int32_t>> kinds_;
 };
 
 }  // namespace grokfused

@@ -19,7 +19,9 @@ from stepping import (
 from torch import Tensor
 
 from grokfused import GrokAdam, GrokAdamW
+from grokfused.backends import native
 from grokfused.lab.agreement import differing_bits
+from grokfused.step import engine
 
 PAIRS = [(GrokAdamW, torch.optim.AdamW), (GrokAdam, torch.optim.Adam)]
 
@@ -140,9 +142,15 @@ def test_an_expanded_gradient_is_read_as_its_values(backend) -> None:
     assert_same_bits(*results)
 
 
+@pytest.mark.parametrize("learned", [True, False], ids=["learned", "asked"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_lazily_negated_gradient_is_read_with_its_sign(backend) -> None:
+def test_a_lazily_negated_gradient_is_read_with_its_sign(backend, learned, monkeypatch) -> None:
     # What autograd leaves behind a conjugate: memory holds -g, and a bit says so.
+    if backend == "native":
+        assert native.table.knows_keys
+        unlearned = native.new_table(lambda tensor: 1)
+        assert not unlearned.knows_keys
+        monkeypatch.setattr(engine.backends, "native_table", lambda: native.table if learned else unlearned)
     results = []
     for negated in (False, True):
         param = new_param(9)

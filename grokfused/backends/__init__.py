@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import platform
 import warnings
-from collections.abc import Callable
 from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -43,17 +42,9 @@ def backend(name: str) -> ModuleType:
 
 
 @cache
-def native_walk() -> Callable[..., Any] | None:
-    """Returns the walk of csrc/walk.h, or None where it could not be built."""
-    walk: Callable[..., Any] | None = backend("native").walk
-    return walk
-
-
-@cache
-def native_with_grads() -> Callable[..., Any] | None:
-    """Returns what lists the parameters with gradients (csrc/python.h), or None without ``_C``."""
-    with_grads: Callable[..., Any] | None = backend("native").with_grads
-    return with_grads
+def native_table() -> Any:
+    """Returns what lists and walks over parameters natively (csrc/walk.h), or None without ``_C``."""
+    return backend("native").table
 
 
 @lru_cache(maxsize=64)

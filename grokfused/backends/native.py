@@ -2,12 +2,13 @@
 
 Relied on beside torch's public interface: ``Tensor.__dlpack_c_exchange_api__``, the table of functions by
 which native code reads a tensor without asking Python (DLPack 1.3; torch 2.11 or newer). Without it there is
-no native backend.
+no native backend. And ``Tensor._cdata`` and ``torch._C._dispatch_keys``, from which native code learns where
+a tensor says that it is negated when it is read; where it cannot learn it, it asks ``Tensor.is_neg``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -53,30 +54,18 @@ def _devices() -> tuple[str, ...]:
     return ("cpu", "cuda") if _C.build_info()["cuda_architectures"] else ("cpu",)
 
 
-@lru_cache(maxsize=1)
-def _table() -> Any:
-    like_param = [array.like_param for array in ARRAYS]
+def new_table(keys: Callable[[Tensor], int]) -> Any:
+    """Returns the table of csrc/place.h: what is the same in every walk.
+
+    Args:
+        keys: Tensor -> its dispatch keys, by which a tensor that is negated when it is read is told.
+    """
     sample = torch.empty(0, device="cpu")
-    return _C.Table(_exchange, sample, list(NAMES), like_param, choose_for, Tensor.is_neg)
+    samples = [sample, torch._neg_view(sample), torch.nn.Parameter(sample)]
+    like_param = [array.like_param for array in ARRAYS]
+    return _C.Table(
+        _exchange, list(NAMES), like_param, choose_for, dtensor_class, samples, list(map(keys, samples[:2]))
+    )
 
 
-@lru_cache(maxsize=256)
-def _policy(policy: tuple[Any, ...]) -> Any:
-    return _C.Policy(policy)
-
-
-def _walk(
-    members: Any,
-    policies: Sequence[Any],
-    policy_of: Sequence[int],
-    fitted: Mapping[int, Tensor] | None,
-    numbering: Sequence[str],
-) -> Any:
-    """Looks at all that is stepped, and sorts it; see csrc/walk.h."""
-    owner, _, *columns = members
-    own = list(map(_policy, policies))
-    return _C.Walk(_table(), *columns, owner.state, fitted, own, policy_of, dtensor_class(), numbering)
-
-
-walk = None if _missing else _walk
-with_grads = None if _missing else _C.with_grads
+table = None if _missing else new_table(lambda tensor: torch._C._dispatch_keys(tensor).raw_repr())

@@ -55,9 +55,12 @@ def max_norm_of(groups: Groups) -> float | None:
         ValueError, TypeError: A limit is out of range, or the groups do not agree: there is one norm, that
             of all gradients.
     """
-    limits: list[float | None] = [group["max_grad_norm"] for group in groups]
-    if limits.count(None) == len(limits):
+    for group in groups:
+        if group["max_grad_norm"] is not None:
+            break
+    else:
         return None
+    limits: list[float | None] = [group["max_grad_norm"] for group in groups]
     for limit in limits:
         check_max_norm(limit)
     if any(limit != limits[0] for limit in limits):

@@ -8,7 +8,7 @@ then each bucket is given to its backend.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,13 +29,6 @@ from grokfused.step.walk import Walk
 NUMBERING_DEVICES = ("cuda",)
 CPU = torch.device("cpu")
 NONE = torch.zeros((), device=CPU)
-
-
-class Numbers(NamedTuple):
-    """The scalars of a walk: rows that the host has derived, and for each bucket the device's table."""
-
-    rows: list[Any]
-    tables: list[Tensor | None]
 
 
 def ready(members: Members, scale: GradScale) -> Step:
@@ -69,29 +62,31 @@ class Step:
         if self._walk.unfit:
             self._fitted = self._prepared(self._walk.unfit)
             self._walk = self._walked(members, self._fitted)
-        self._refuse(self._walk)
-        self._numbers = self._derived(self._walk)
+        self._is_one = self._walk.apart == len(members.params)
+        if self._fitted or not self._is_one:
+            self._refuse(self._walk)
+        self._buckets = self._derived(self._walk)
         self._scale = scale if max_norm is None else clipped(scale, members.grads, max_norm)
 
     def run(self) -> None:
         """Takes the step. Parameters that share memory are stepped one after the other, in their order."""
-        members, count = self._members, len(self._members.params)
-        if self._walk.apart == count:
-            self._run(self._walk, self._numbers)
+        if self._is_one:
+            self._run(self._walk, *self._buckets)
             return
-        begin = 0
-        while begin < count:
-            rest = self._walked(members.part(begin, count), self._fitted_from(begin))
+        members, begin = self._members, 0
+        while begin < len(members.params):
+            rest = self._walked(members.part(begin, len(members.params)), self._fitted_from(begin))
             end = begin + rest.apart
             walk = self._walked(members.part(begin, end), self._fitted_from(begin))
-            self._run(walk, self._derived(walk))
+            self._run(walk, *self._derived(walk))
             begin = end
 
     def _fitted_from(self, begin: int) -> Mapping[int, Tensor] | None:
         return self._fitted and {place - begin: grad for place, grad in self._fitted.items()}
 
     def _walked(self, members: Members, fitted: Mapping[int, Tensor] | None) -> Any:
-        walk = backends.native_walk() or Walk
+        table = backends.native_table()
+        walk = table.walk if table else Walk
         return walk(members, self._policies, self._policy_of, fitted, NUMBERING_DEVICES)
 
     @torch.no_grad()
@@ -125,14 +120,14 @@ class Step:
                 f"{name}, its gradient and its states share memory with each other: give each its own"
             )
 
-    def _derived(self, walk: Any) -> Numbers:
+    def _derived(self, walk: Any) -> tuple[list[Any], list[Any]]:
+        """Returns the rows of scalars that the host derives; and each bucket, with the device's own table."""
         groups = self._members.groups
         rows = [step_scalars(groups[group], count + 1.0, start) for group, count, start in walk.keys]
-        tables = [
-            self._table(walk, bucket, place) if on_device else None
-            for bucket, (_, on_device, _, place) in enumerate(walk.kinds)
+        return rows, [
+            (*kind, self._table(walk, bucket, kind[-1]) if kind[1] else None)
+            for bucket, kind in enumerate(walk.kinds)
         ]
-        return Numbers(rows, tables)
 
     @torch.no_grad()
     def _table(self, walk: Any, bucket: int, place: int) -> Tensor:
@@ -144,45 +139,36 @@ class Step:
             self._members.params[place].device,
         )
 
-    def _run(self, walk: Any, numbers: Numbers) -> None:
-        walk.take_rows(numbers.rows)
-        for bucket, (kind, table) in enumerate(zip(walk.kinds, numbers.tables, strict=True)):
-            backend, on_device, policy, place = kind
-            there = {}
+    def _run(self, walk: Any, rows: list[Any], buckets: list[Any]) -> None:
+        walk.take_rows(rows)
+        for bucket, (backend, on_device, policy, place, table) in enumerate(buckets):
+            scale = {}
             if self._scale:
                 device = self._members.params[place].device if on_device else CPU
-                there = {name: n.to(device, torch.float32).reshape(()) for name, n in self._scale.items()}
-            if not on_device and there and there.pop("found_inf", NONE).item() != 0:
+                scale = {name: n.to(device, torch.float32).reshape(()) for name, n in self._scale.items()}
+            if not on_device and scale and scale.pop("found_inf", NONE).item() != 0:
                 continue
             if backend != "native":
-                _run_lists(backend, walk, bucket, self._policies[policy], numbers, there)
+                numbers = scalar_table(rows) if table is None else table
+                _run_lists(backend, walk, bucket, self._policies[policy], numbers, scale)
             elif torch.autograd.profiler._is_profiler_enabled:  # no operator of torch's tells it
                 with torch.profiler.record_function("grokfused::native"):
-                    _run_native(walk, bucket, table, there)
+                    walk.run(bucket, table, scale.get("grad_scale"), scale.get("found_inf"))
             else:
-                _run_native(walk, bucket, table, there)
+                walk.run(bucket, table, scale.get("grad_scale"), scale.get("found_inf"))
         _note_written(self._members.params, walk.sharded)
 
 
-def _run_native(walk: Any, bucket: int, table: Tensor | None, scale: GradScale) -> None:
-    grad_scale, found_inf = scale.get("grad_scale"), scale.get("found_inf")
-    walk.run(bucket, _address(table), _address(grad_scale), _address(found_inf))
-
-
-def _address(number: Tensor | None) -> int:
-    return 0 if number is None else number.data_ptr()
-
-
 def _run_lists(
-    backend: str, walk: Any, bucket: int, policy: Policy, numbers: Numbers, scale: GradScale
+    backend: str, walk: Any, bucket: int, policy: Policy, scalars: Tensor, scale: GradScale
 ) -> None:
     """Gives a bucket to a backend of Python's."""
-    lists, table = walk.lists(bucket), numbers.tables[bucket]
+    lists = walk.lists(bucket)
     own = {name: lists.pop(name) for name in ("param", "grad", "step", "mask")}
     backends.backend(backend).adamw_step_(
         *own.values(),
         lists,
-        scalar_table(numbers.rows) if table is None else table,
+        scalars,
         walk.rows(bucket),
         mask_modes=walk.modes(bucket),
         **policy.for_backend(),

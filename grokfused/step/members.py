@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from grokfused.backends import native_with_grads
+from grokfused.backends import native_table
 
 Groups = Sequence[dict[str, Any]]
 State = dict[str, Any]
@@ -57,8 +57,8 @@ class Members(NamedTuple):
 def with_grads(owner: Owner) -> Members:
     """Returns all parameters of an optimizer that have a gradient."""
     groups = owner.param_groups
-    if native := native_with_grads():
-        keys, grads, group_of = native(groups)
+    if table := native_table():
+        keys, grads, group_of = table.with_grads(groups)
         return Members(owner, groups, keys, keys, grads, group_of)
     keys = [param for group in groups for param in group["params"]]
     grads = [param.grad for param in keys]

@@ -9,6 +9,7 @@ import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy
@@ -64,6 +65,9 @@ class Hyperparameters(NamedTuple):
     lamb: float
 
 
+_values = itemgetter("lr", "betas", "eps", "weight_decay", "alpha", "lamb")
+
+
 @lru_cache(maxsize=1 << 14, typed=True)
 def _checked(lr: Any, beta1: Any, beta2: Any, *others: Any) -> Hyperparameters:
     names = ("eps", "weight_decay", "alpha", "lamb")
@@ -92,19 +96,15 @@ def checked_hyperparameters(group: Mapping[str, Any]) -> Hyperparameters:
         TypeError, ValueError: One is no number or out of its range; the message names it, its value
             and the range.
     """
-    betas = group["betas"]
+    lr, betas, *others = _values(group)
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise TypeError(f"{BETA.text}, got {betas!r}")
-    values = (
-        _number("lr", group["lr"]),
-        _number("betas[0]", betas[0]),
-        _number("betas[1]", betas[1]),
-        *(group[name] for name in ("eps", "weight_decay", "alpha", "lamb")),
-    )
+    beta1, beta2 = betas
     try:
-        return _checked(*values)
-    except TypeError:  # unhashable: no number either way
-        return _checked.__wrapped__(*values)
+        return _checked(lr, beta1, beta2, *others)
+    except TypeError:  # tensors of one; or what is no number
+        lr, beta1, beta2 = _number("lr", lr), _number("betas[0]", beta1), _number("betas[1]", beta2)
+        return _checked.__wrapped__(lr, beta1, beta2, *others)
 
 
 def derive(
