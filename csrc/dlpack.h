@@ -25,6 +25,12 @@ struct DLTensor {
 
   Shape sizes() const { return {shape, ndim}; }
   Shape steps() const { return {strides, ndim}; }
+  // The first of the tensors that lie behind one another in this one.
+  DLTensor plane() const {
+    DLTensor first = *this;
+    --first.ndim, ++first.shape, ++first.strides;
+    return first;
+  }
   void* address() const { return static_cast<char*>(data) + byte_offset; }
 };
 

@@ -36,15 +36,18 @@ py::list kinds(const grokfused::Walk& walk) {
 }
 
 // `samples`: a tensor, its negative view and a parameter; `keys`: the dispatch keys of the first two.
-std::unique_ptr<grokfused::Table> table(const py::capsule& exchange, std::vector<py::object> names,
-                                        std::vector<bool> like_param, py::object choose,
-                                        py::object dtensor_class, const std::vector<py::object>& samples,
+std::unique_ptr<grokfused::Table> table(const py::capsule& exchange,
+                                        const std::vector<std::tuple<py::object, bool, int>>& rows,
+                                        py::object choose, py::object dtensor_class,
+                                        const std::vector<py::object>& samples,
                                         const std::vector<uint64_t>& keys) {
-  if (names.size() > grokfused::kMaxStates) grokfused::fail("a step has too many arrays");
+  if (rows.size() > grokfused::kMaxArrays) grokfused::fail("a step has too many arrays");
+  std::vector<grokfused::Array> arrays;
+  for (const auto& [name, like_param, planes] : rows) arrays.push_back({name, like_param, planes});
   std::vector<py::object> plain{py::type::of(samples.at(0)), py::type::of(samples.at(2))};
-  auto table = std::make_unique<grokfused::Table>(grokfused::Table{
-      grokfused::TensorReader(exchange), std::move(names), std::move(like_param), std::move(plain),
-      std::move(dtensor_class), grokfused::PolicyTable(std::move(choose))});
+  auto table = std::make_unique<grokfused::Table>(
+      grokfused::Table{grokfused::TensorReader(exchange), std::move(arrays), std::move(plain),
+                       std::move(dtensor_class), grokfused::PolicyTable(std::move(choose))});
   table->read.learn(samples.at(0), samples.at(1), keys.at(0), keys.at(1));
   return table;
 }
@@ -61,7 +64,7 @@ std::unique_ptr<grokfused::Walk> walk(const py::object& table, const py::tuple& 
 
 }  // namespace
 
-// (name, like_param) of each state array of a step.
+// (name, like_param, planes) of each state array of a step.
 py::list state_rows(const std::string& param_dtype, const std::string& state_dtype,
                     const std::string& state_rounding, const std::string& param_rounding,
                     const std::string& grad_filter, const std::string& decay, bool amsgrad) {
@@ -69,7 +72,7 @@ py::list state_rows(const std::string& param_dtype, const std::string& state_dty
   for (const auto& row : grokfused::choose_kernel("cpu", {param_dtype, state_dtype, state_rounding,
                                                           param_rounding, grad_filter, decay, amsgrad})
                              .states)
-    found.append(py::make_tuple(py::str(row.name.data(), row.name.size()), row.like_param));
+    found.append(py::make_tuple(py::str(row.name.data(), row.name.size()), row.like_param, row.planes));
   return found;
 }
 
@@ -80,7 +83,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("state_rows", &state_rows);
 
   py::class_<Table>(module, "Table")
-      .def(py::init(&table), py::arg("exchange"), py::arg("names"), py::arg("like_param"), py::arg("choose"),
+      .def(py::init(&table), py::arg("exchange"), py::arg("rows"), py::arg("choose"),
            py::arg("dtensor_class"), py::arg("samples"), py::arg("keys"))
       .def_property_readonly("knows_keys", [](const Table& table) { return table.read.knows_keys(); })
       .def("with_grads", &grokfused::with_grads)

@@ -16,12 +16,20 @@
 
 namespace grokfused {
 
-// What is the same in every walk of this process: how a tensor is read, the table of a step's arrays
-// (grokfused.state.arrays), and the names by which states and DTensors are asked.
+constexpr size_t kMaxArrays = 16;  // rows of the table; a step uses kMaxStates of them at most
+
+// A row of grokfused.state.arrays: `like_param` is for parameters of 16 bits only.
+struct Array {
+  py::object name;
+  bool like_param;
+  int planes;
+};
+
+// What is the same in every walk of this process: how a tensor is read, the table of a step's arrays, and the
+// names by which states and DTensors are asked.
 struct Table {
   TensorReader read;
-  std::vector<py::object> names;
-  std::vector<bool> like_param;  // of the parameter's dtype, and only beside one of 16 bits; else the states'
+  std::vector<Array> arrays;
   std::vector<py::object> plain;  // torch.Tensor and torch.nn.Parameter: no DTensors
   py::object dtensor_class;       // () -> DTensor, or None where there can be none
   PolicyTable policies;
@@ -38,7 +46,7 @@ struct Table {
 // Held while a step is taken. Of DTensors, once they are read, this process's shards.
 struct Place {
   py::object param, grad, step, mask;
-  std::array<py::object, kMaxStates> states;  // array of the table -> its tensor, or nothing
+  std::array<py::object, kMaxArrays> states;  // array of the table -> its tensor, or nothing
   double start = 0;                           // the first step of the filter
 };
 
@@ -63,8 +71,9 @@ class PlaceReader {
   // first gradient. What is like its parameter is looked for even if unused: it would have to go.
   void find(Place& place, const py::object& state, const std::vector<bool>& used, bool starts) const {
     if (!state) return;
-    for (size_t k = 0; k < table_.names.size(); ++k)
-      if (used[k] || table_.like_param[k]) place.states[k] = entry(state.ptr(), table_.names[k].ptr());
+    for (size_t k = 0; k < table_.arrays.size(); ++k)
+      if (const Array& array = table_.arrays[k]; used[k] || array.like_param)
+        place.states[k] = entry(state.ptr(), array.name.ptr());
     place.step = entry(state.ptr(), table_.step.ptr());
     place.mask = entry(state.ptr(), table_.mask.ptr());
     if (!starts) return;
@@ -102,9 +111,13 @@ class PlaceReader {
            !table_.read.is_negative(held.ptr());
   }
 
-  bool look_at_state(py::object& held, const Param& param, DLTensor& state) {
+  bool look_at_state(py::object& held, const Param& param, int planes, DLTensor& state) {
     py::object spec;
-    return read(held, state, spec) && spread_alike(spec, param.spec) && lies_like(state, param);
+    if (!read(held, state, spec)) return false;
+    if (planes == 1) return spread_alike(spec, param.spec) && lies_like(state, param);
+    const bool are_planes = state.ndim == param.tensor.ndim + 1 && state.shape[0] == planes &&
+                            (state.strides[0] == param.size || param.size == 0);
+    return are_planes && same_mesh(spec, param.spec) && lies_like(state.plane(), param);
   }
 
   bool read(py::object& held, DLTensor& tensor, py::object& spec) {
@@ -133,12 +146,14 @@ class PlaceReader {
 
   // True for two DTensors of the same mesh and placements, or for two plain tensors (state/sharding.py).
   bool spread_alike(const py::object& spec, const py::object& other) const {
-    if (spec.ptr() == other.ptr()) return true;
-    if (!spec || !other) return false;
-    const auto same = [&](const py::object& name) {
-      return attribute(spec.ptr(), name).ptr() == attribute(other.ptr(), name).ptr();
-    };
-    return same(table_.mesh) && same(table_.placements);
+    return spec.ptr() == other.ptr() || (same_mesh(spec, other) && same(spec, other, table_.placements));
+  }
+  // Enough for planes: they are spread by placements of their own, and compared by this process's shard.
+  bool same_mesh(const py::object& spec, const py::object& other) const {
+    return spec.ptr() == other.ptr() || (spec && other && same(spec, other, table_.mesh));
+  }
+  static bool same(const py::object& spec, const py::object& other, const py::object& name) {
+    return attribute(spec.ptr(), name).ptr() == attribute(other.ptr(), name).ptr();
   }
 
   static bool lies_like(const DLTensor& tensor, const Param& param) {

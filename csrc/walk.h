@@ -68,7 +68,7 @@ class Walk {
     if (in_.keys.size() != count || in_.grads.size() != count || in_.groups.size() != count)
       fail("a walk takes one key, parameter, gradient and group a place");
     places_.resize(count);
-    extents_.reserve(count * (3 + table_.names.size()));
+    extents_.reserve(count * (3 + table_.arrays.size()));
     Entries state_of(in_.states);
     for (size_t begin = 0; begin < count; begin += kAtOnce)
       look_at(begin, std::min(count, begin + kAtOnce), state_of);
@@ -122,7 +122,7 @@ class Walk {
     add(py::str("step"), [](const Place& place) -> const py::object& { return place.step; });
     add(py::str("mask"), [](const Place& place) -> const py::object& { return place.mask; });
     for (const size_t k : buckets.at(index).arrays)
-      add(table_.names[k], [&](const Place& place) -> const py::object& { return place.states[k]; });
+      add(table_.arrays[k].name, [&](const Place& place) -> const py::object& { return place.states[k]; });
     return found;
   }
 
@@ -199,9 +199,9 @@ class Walk {
   bool look_at_states(size_t t, Place& place, const Param& param, const Policy& policy, Slice& slice,
                       uint32_t& dtype) {
     size_t used = 0;
-    for (size_t k = 0; k < table_.names.size(); ++k) {
+    for (size_t k = 0; k < table_.arrays.size(); ++k) {
       py::object& held = place.states[k];
-      const bool like_param = table_.like_param[k];
+      const bool like_param = table_.arrays[k].like_param;
       if (!policy.used[k] || (like_param && !param.rounded)) {
         // What was cut off from a value says nothing of those that other roundings put in its place.
         if (like_param && held) return false;
@@ -209,7 +209,7 @@ class Walk {
         continue;
       }
       DLTensor state;
-      if (!reader_.look_at_state(held, param, state)) return false;
+      if (!reader_.look_at_state(held, param, table_.arrays[k].planes, state)) return false;
       if (!dtype) dtype = dtype_of(state);
       if (dtype_of(state) != (like_param ? dtype_of(param.tensor) : dtype)) return false;
       note(state, t, true);
@@ -271,7 +271,7 @@ class Walk {
     const auto [found, is_new] = bucket_of_alike_.emplace(alike, buckets.size());
     if (is_new) {
       buckets.emplace_back(alike, policy, buckets.empty() ? places_.size() : 1);
-      for (size_t k = 0; k < table_.names.size(); ++k)
+      for (size_t k = 0; k < table_.arrays.size(); ++k)
         if (place.states[k]) buckets.back().arrays.push_back(k);
     }
     return buckets[found->second];

@@ -109,7 +109,7 @@ def test_the_columns_have_the_same_states() -> None:
 
     for name, amsgrad in product(CHOICES["grad_filter"], (False, True)):
         options = {"grad_filter": name, "amsgrad": amsgrad, "param_rounding": "kahan"}
-        rows = [(array.name, array.like_param) for array in ARRAYS if array.is_used(options)]
+        rows = [(array.name, array.like_param, array.planes) for array in ARRAYS if array.is_used(options)]
         assert (
             grokfused._C.state_rows("bfloat16", "float32", "nearest", "kahan", name, "coupled", amsgrad)
             == rows
@@ -143,9 +143,13 @@ def test_the_triton_mirror_has_the_same_scalars_and_arrays_in_the_same_order() -
     listed = [name.lower() for line in columns for name in line.split(", ")]
     count = len(Scalars._fields)
     assert tuple(listed[:count]) == Scalars._fields
-    arrays = re.search(r"^((?:[A-Z_]+_AT, )+[A-Z_]+_AT) = \(", source, re.MULTILINE)[1].lower().split(", ")
-    assert [name.removesuffix("_at") for name in arrays] == ["param", "grad", *NAMES]
-    assert str(("param", "grad", *NAMES)).replace("'", '"') in source
+    fixed, of_filters = (
+        re.findall(r'"(\w+)"', re.search(r"^ARRAYS = \((.+?)\)", text, re.MULTILINE)[1])
+        for text in (source, (ROOT / "triton_kernels" / "grad_filter.py").read_text())
+    )
+    assert sorted([*fixed, *of_filters]) == sorted(["param", "grad", *NAMES])
+    places = re.search(r"^((?:[A-Z_]+_AT, )+[A-Z_]+_AT) = \($", source, re.MULTILINE)[1].lower().split(", ")
+    assert [name.removesuffix("_at") for name in places] == [*fixed, "filters"]
 
 
 def test_the_update_is_written_in_its_room_in_its_mirror_and_in_the_truth_only() -> None:

@@ -10,6 +10,10 @@ from . import columns, mask, storage
 
 FILTERS = {"none": 0, "ema": 1}
 EMA = tl.constexpr(FILTERS["ema"])
+# The arrays of all filters, and the columns of a slice in which they lie.
+ARRAYS = ("grad_ema",)
+(GRAD_EMA_AT,) = (tl.constexpr(columns.FILTERS_AT.value + k) for k in range(len(ARRAYS)))
+SLICE = tl.constexpr(columns.FILTERS_AT.value + len(ARRAYS))
 
 
 @triton.jit
@@ -26,7 +30,7 @@ def filtered(
 ):  # fmt: skip
     """The gradient that Adam sees; the filter's memory is written."""
     if FILTER == EMA:
-        at = storage.pointers(tl.load(slice_ + columns.GRAD_EMA_AT), i, STATE, WHOLE)
+        at = storage.pointers(tl.load(slice_ + GRAD_EMA_AT), i, STATE, WHOLE)
         grad, slow = ema(
             grad,
             storage.load(at, read, STATE, EVERY),
@@ -39,8 +43,8 @@ def filtered(
 
 
 @triton.jit
-def cleared(slice_, i, dirty, FILTER: tl.constexpr, STATE: tl.constexpr, WHOLE: tl.constexpr):
+def cleared(slice_, numbers, i, dirty, FILTER: tl.constexpr, STATE: tl.constexpr, WHOLE: tl.constexpr):
     """The filter's memory becomes 0 where ``dirty`` is True."""
     if FILTER == EMA:
-        at = storage.pointers(tl.load(slice_ + columns.GRAD_EMA_AT), i, STATE, WHOLE)
+        at = storage.pointers(tl.load(slice_ + GRAD_EMA_AT), i, STATE, WHOLE)
         storage.clear(at, dirty, STATE)

@@ -31,7 +31,6 @@ from .columns import (
     PARAM_SCALE,
     ROW,
     SIZE,
-    SLICE,
     STEP,
     STEP_AT,
     STEP_SIZE,
@@ -133,7 +132,7 @@ def _step_chunk(
         storage.clear(param_at, dirty, PARAM)
         storage.clear(exp_avg_at, dirty, STATE)
         storage.clear(exp_avg_sq_at, dirty, STATE)
-        grad_filter.cleared(slice_, i, dirty, FILTER, STATE, WHOLE)
+        grad_filter.cleared(slice_, numbers, i, dirty, FILTER, STATE, WHOLE)
         if AMSGRAD:
             storage.clear(largest_at, dirty, STATE)
         if PARAM_ROUNDING == storage.KAHAN:
@@ -195,7 +194,7 @@ def adamw_kernel(
     if not cancelled:
         chunk = tl.program_id(0)
         tensor = tl.load(tensors + chunk)
-        slice_ = slices + tensor.to(tl.int64) * SLICE
+        slice_ = slices + tensor.to(tl.int64) * grad_filter.SLICE
         numbers = scalars + tl.load(rows + tensor).to(tl.int64) * ROW
         begin = (chunk - tl.load(first_chunks + tensor)).to(tl.int64) * CHUNK
         size = tl.load(slice_ + SIZE)

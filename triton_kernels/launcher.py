@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .columns import ARRAYS
+from . import columns
+from .grad_filter import ARRAYS as FILTER_ARRAYS
 from .grad_filter import FILTERS
 from .kernel import adamw_kernel
 
@@ -35,10 +36,10 @@ class Table(NamedTuple):
 
 
 @lru_cache(maxsize=16)
-def _table(columns: tuple[tuple[int, ...], ...], rows: tuple[int, ...], device: torch.device) -> Table:
+def _table(slice_columns: tuple[tuple[int, ...], ...], rows: tuple[int, ...], device: torch.device) -> Table:
     """Returns the table of these addresses and sizes: the same one wherever they are the same."""
-    slices = torch.tensor(columns, dtype=torch.int64).T.contiguous()
-    sizes = columns[-2]
+    slices = torch.tensor(slice_columns, dtype=torch.int64).T.contiguous()
+    sizes = slice_columns[columns.SIZE.value]
     counts = torch.tensor([max(1, -(-size // CHUNK)) for size in sizes])
     first = (counts.cumsum(0) - counts).to(torch.int32)
     tensors = torch.arange(len(sizes), dtype=torch.int32).repeat_interleave(counts)
@@ -51,10 +52,12 @@ def _table(columns: tuple[tuple[int, ...], ...], rows: tuple[int, ...], device: 
 _captured: list[Table] = []
 
 
-def _table_of(columns: tuple[tuple[int, ...], ...], rows: tuple[int, ...], device: torch.device) -> Table:
+def _table_of(
+    slice_columns: tuple[tuple[int, ...], ...], rows: tuple[int, ...], device: torch.device
+) -> Table:
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     made = _table.cache_info().misses
-    table = _table(columns, rows, device)
+    table = _table(slice_columns, rows, device)
     if capturing:
         if _table.cache_info().misses != made:
             raise RuntimeError(
@@ -69,6 +72,16 @@ def _table_of(columns: tuple[tuple[int, ...], ...], rows: tuple[int, ...], devic
 def _addresses(tensors: Sequence[Tensor | None], count: int) -> tuple[int, ...]:
     found = tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
     return found or (0,) * count
+
+
+def _aligned(params: Sequence[Tensor], arrays: Mapping[str, Sequence[Tensor]]) -> tuple[int, ...]:
+    """Returns 1 for each parameter whose arrays, and each plane of them, begin where a wide access may."""
+    found = []
+    for t, param in enumerate(params):
+        begins = [tensors[t].data_ptr() for tensors in arrays.values()]
+        begins += [a[t].stride(0) * a[t].itemsize for a in arrays.values() if a[t].dim() > param.dim()]
+        found.append(int(not any(begin % 16 for begin in begins)))
+    return tuple(found)
 
 
 def adamw_step_(
@@ -101,14 +114,11 @@ def adamw_step_(
     device, count = params[0].device, len(params)
     on_host = scalars.device.type == "cpu" and device.type != "cpu"
     arrays = {"param": params, "grad": grads, **states}
-    addresses = [_addresses(arrays.get(name, ()), count) for name in ARRAYS]
-    aligned = tuple(
-        int(not any(address % 16 for address in tensor)) for tensor in zip(*addresses, strict=True)
-    )
+    named = [arrays.get(name, ()) for name in (*columns.ARRAYS, *FILTER_ARRAYS)]
     at_steps = _addresses((), count) if on_host else _addresses(steps, count)
     sizes = tuple(param.numel() for param in params)
-    columns = (*addresses, _addresses(masks, count), at_steps, tuple(mask_modes), sizes, aligned)
-    table = _table_of(columns, tuple(rows), device)
+    about = (_addresses(masks, count), at_steps, tuple(mask_modes), sizes, _aligned(params, arrays))
+    table = _table_of((*about, *(_addresses(tensors, count) for tensors in named)), tuple(rows), device)
     state_dtype = states["exp_avg"][0].dtype
     with torch.cuda.device(device if device.type == "cuda" else -1):
         adamw_kernel[(table.chunks,)](

@@ -31,7 +31,8 @@ Parts::Parts(Update update, Update selecting, const Choices& choices, const std:
       decay(choices.decay),
       keeps_rest(choices.keeps_rest()),
       in_place(choices.param == Format::kFloat32),
-      param_bytes(bytes_of(choices.param)) {
+      param_bytes(bytes_of(choices.param)),
+      rows(rows) {
   for (const StateRow& row : rows)
     state_bytes.push_back(row.like_param ? param_bytes : bytes_of(choices.state));
 }

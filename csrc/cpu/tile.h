@@ -5,8 +5,7 @@
 //
 // A storage that needs many values to write one (a maximum over a block) takes a tile of float32 and a loop
 // as parameters do; kTile is then a multiple of the block, and so are the places where threads
-// (adamw_cpu.cpp) and masks (masked.h) cut a slice. An array of another shape than the parameter's has
-// another Array::at.
+// (adamw_cpu.cpp) and masks (masked.h) cut a slice.
 #pragma once
 
 #include <vector>
@@ -28,6 +27,7 @@ struct Parts {
   Decay decay;
   bool keeps_rest, in_place;
   size_t param_bytes;
+  std::vector<StateRow> rows;
   std::vector<size_t> state_bytes;
 
   Parts(Update update, Update selecting, const Choices& choices, const std::vector<StateRow>& rows);
@@ -54,7 +54,8 @@ class SliceStep {
   const Slice& slice() const { return slice_; }
   int states() const { return static_cast<int>(parts_.state_bytes.size()); }
   Array state(int place) const {
-    return {static_cast<char*>(slice_.states[place]), parts_.state_bytes[place]};
+    const size_t bytes = parts_.state_bytes[place];
+    return {static_cast<char*>(slice_.states[place]) + plane(place) * bytes, bytes};
   }
   Array param() const { return {static_cast<char*>(slice_.param), parts_.param_bytes}; }
   Array grad() const { return {static_cast<char*>(const_cast<void*>(slice_.grad)), parts_.param_bytes}; }
@@ -67,6 +68,9 @@ class SliceStep {
 
  private:
   void run_tile(int64_t begin, int size, const uint32_t* kept) const;
+  int64_t plane(int place) const {
+    return plane_begin(parts_.rows[place].planes, scalars_.step, slice_.size);
+  }
 
   const Parts& parts_;
   const Slice& slice_;

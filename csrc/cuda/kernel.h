@@ -187,24 +187,26 @@ GROK_HD void advance(float* counter, float step) {
 }
 
 // The elements from `begin` on, at most a chunk of them: counted from there, indices of 32 bits suffice for a
-// loop. A chunk begins with a word of the mask. (With arrays of another shape than the parameter's, their
-// places are counted from their own beginnings; a block that a storage needs whole lies in one chunk.)
+// loop. A chunk begins with a word of the mask. (A block that a storage needs whole lies in one chunk.)
 template <class Stored>
-GROK_HD Slice chunk_of(const Slice& slice, const Choices& choices, int64_t begin, uint32_t key) {
+GROK_HD Slice chunk_of(const Slice& slice, const Choices& choices, int64_t begin, float step, uint32_t key) {
   Slice part = slice;
   using Param = typename Stored::Param::Stored;
   part.param = static_cast<Param*>(slice.param) + begin;
   part.grad = static_cast<const Param*>(slice.grad) + begin;
   assume_global(part.grad);
   assume_global(part.param);
-  const auto move = [&](auto format, int place) {
+  const auto move = [&](auto format, int place, int64_t begin) {
     part.states[place] = static_cast<typename decltype(format)::Stored*>(slice.states[place]) + begin;
     assume_global(part.states[place]);
   };
-  Stored::States::each(
-      [&](auto row, int place) { move(typename StatePack<Stored, decltype(row), 1>::Format{}, place); });
+  Stored::States::each([&](auto row, int place) {
+    constexpr int planes = decltype(row)::kRow.planes;
+    move(typename StatePack<Stored, decltype(row), 1>::Format{}, place,
+         begin + plane_begin(planes, step, slice.size));
+  });
   if constexpr (Stored::kCanKeepRest)
-    if (choices.keeps_rest()) move(typename Stored::Param{}, Stored::States::kCount);
+    if (choices.keeps_rest()) move(typename Stored::Param{}, Stored::States::kCount, begin);
   const int64_t rest = slice.size - begin;
   part.size = rest < kChunkSize ? rest : kChunkSize;
   if (part.mask) part.mask += begin / kLanes;
@@ -227,7 +229,7 @@ __global__ void __launch_bounds__(kThreads, 1) adamw_kernel(const __grid_constan
   const Scalars scalars = scalars_of(table, tensor);
   const uint32_t key = random_key(table.seed, static_cast<uint32_t>(scalars.step));
   const int64_t begin = table.begin_of(chunk, tensor);
-  const Slice part = chunk_of<Stored>(slice, choices, begin, key);
+  const Slice part = chunk_of<Stored>(slice, choices, begin, scalars.step, key);
   const int size = static_cast<int>(part.size);
   const int body = Packs<Stored, kWidth>::fits(part, choices) ? size / kWidth * kWidth : 0;
   for (int i = thread * kWidth; i < body; i += kThreads * kWidth)

@@ -13,19 +13,19 @@
 namespace grokfused {
 
 struct ExpAvg {
-  static constexpr StateRow kRow{"exp_avg", /*like_param=*/false};
+  static constexpr StateRow kRow{"exp_avg"};
   float exp_avg = 0;
   static constexpr auto kField = &ExpAvg::exp_avg;
 };
 
 struct ExpAvgSq {
-  static constexpr StateRow kRow{"exp_avg_sq", /*like_param=*/false};
+  static constexpr StateRow kRow{"exp_avg_sq"};
   float exp_avg_sq = 0;
   static constexpr auto kField = &ExpAvgSq::exp_avg_sq;
 };
 
 struct MaxExpAvgSq {
-  static constexpr StateRow kRow{"max_exp_avg_sq", /*like_param=*/false};
+  static constexpr StateRow kRow{"max_exp_avg_sq"};
   float max_exp_avg_sq = 0;
   static constexpr auto kField = &MaxExpAvgSq::max_exp_avg_sq;
 };

@@ -9,12 +9,19 @@
 
 namespace grokfused {
 
-// What is known of a state array without its room: its name in the optimizer's state, and whether it is
-// stored in the parameter's dtype; else it is in the states'.
+// What is known of a state array without its room: its name in the optimizer's state; whether it is stored in
+// the parameter's dtype, or else in the states'; and how many values it keeps of each element, in planes of
+// the parameter's size that lie one after the other.
 struct StateRow {
   std::string_view name;
-  bool like_param;
+  bool like_param = false;
+  int planes = 1;
 };
+
+// How many values lie before the plane that step 1, 2, ... reads and writes.
+GROK_HD int64_t plane_begin(int planes, float step, int64_t size) {
+  return planes == 1 ? 0 : (static_cast<int64_t>(step) - 1) % planes * size;
+}
 
 // A row is a struct with a StateRow, `kRow`, and one float: the state's value in an element, under the name
 // by which its room knows it; `kField` says which member that is.

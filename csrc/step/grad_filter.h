@@ -18,7 +18,7 @@ struct NoFilter {
 };
 
 struct GradEma {
-  static constexpr StateRow kRow{"grad_ema", /*like_param=*/false};
+  static constexpr StateRow kRow{"grad_ema"};
   float grad_ema = 0;
   static constexpr auto kField = &GradEma::grad_ema;
 };

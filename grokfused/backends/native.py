@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from grokfused.backends import choose_for
-from grokfused.state.arrays import ARRAYS, NAMES
+from grokfused.state.arrays import ARRAYS
 from grokfused.state.sharding import dtensor_class
 
 _exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)
@@ -62,10 +62,8 @@ def new_table(keys: Callable[[Tensor], int]) -> Any:
     """
     sample = torch.empty(0, device="cpu")
     samples = [sample, torch._neg_view(sample), torch.nn.Parameter(sample)]
-    like_param = [array.like_param for array in ARRAYS]
-    return _C.Table(
-        _exchange, list(NAMES), like_param, choose_for, dtensor_class, samples, list(map(keys, samples[:2]))
-    )
+    rows = [(array.name, array.like_param, array.planes) for array in ARRAYS]
+    return _C.Table(_exchange, rows, choose_for, dtensor_class, samples, list(map(keys, samples[:2])))
 
 
 table = None if _missing else new_table(lambda tensor: torch._C._dispatch_keys(tensor).raw_repr())

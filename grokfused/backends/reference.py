@@ -223,6 +223,11 @@ def in_memory_order(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor.permute(memory_order(like))
 
 
+def plane_of(state: Tensor, param: Tensor, step: float) -> Tensor:
+    """Returns the part of a state that a step reads and writes: of planes, (step - 1) % planes."""
+    return state if state.dim() == param.dim() else state[(int(step) - 1) % len(state)]
+
+
 @torch.no_grad()
 def adamw_step_(
     params: Sequence[Tensor],
@@ -250,9 +255,10 @@ def adamw_step_(
         steps: One element each, which becomes its row's ``step``.
         masks: int32 [words], a bit per element in memory order (``kept_elements``), or None for a parameter
             without a mask.
-        states: Name -> a tensor per parameter, of its shape: ``exp_avg`` and ``exp_avg_sq``, float32 or
-            bfloat16; for AMSGrad ``max_exp_avg_sq`` and for the filter "ema" ``grad_ema``, the same;
-            with ``param_rounding`` "kahan", beside parameters of 16 bits, ``kahan_comp``, like those.
+        states: Name -> a tensor per parameter, of its shape or of planes of that (``plane_of``):
+            ``exp_avg`` and ``exp_avg_sq``, float32 or bfloat16; for AMSGrad ``max_exp_avg_sq`` and for the
+            filter "ema" ``grad_ema``, the same; with ``param_rounding`` "kahan", beside parameters of 16
+            bits, ``kahan_comp``, like those.
         scalars: float32 [rows, fields of ``Scalars``].
         rows: The row of ``scalars`` for each tensor.
         mask_modes: For each parameter 0 ("zero") or 1 ("freeze"); see ``masked``.
@@ -275,7 +281,10 @@ def adamw_step_(
     stochastic = dict.fromkeys(states, state_rounding == "stochastic")
     stochastic |= {"param": param_rounding == "stochastic", "kahan_comp": False}
     for t, row in enumerate(rows):
-        arrays = {"param": params[t], "grad": grads[t], **{name: list_[t] for name, list_ in states.items()}}
+        arrays = {"param": params[t], "grad": grads[t]}
+        arrays |= {
+            name: plane_of(list_[t], params[t], scalars[row, 0].item()) for name, list_ in states.items()
+        }
         ordered = {name: in_memory_order(array, params[t]) for name, array in arrays.items()}
         values = {name: view.reshape(-1).float().cpu() for name, view in ordered.items()}
         numbers = unscaled(Scalars(*scalars[row].tolist()), grad_scale)

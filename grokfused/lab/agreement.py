@@ -80,7 +80,7 @@ def cases() -> Iterator[Case]:
     for n, (param, rounding, (state, of_it)) in enumerate(
         product(params[1:], ("stochastic", "kahan"), states)
     ):
-        kind, decay, amsgrad = ("ema", "none")[n % 2], decays[n // 2 % 2], (n + n // 3) % 3 == 1
+        kind, decay, amsgrad = list(FILTERS)[n % len(FILTERS)], decays[n // 2 % 2], (n + n // 3) % 3 == 1
         scale = None if amsgrad else 3072.5
         yield Case(param, rounding, state, of_it, kind, decay, amsgrad, not amsgrad, scale, n % 2 == 0)
 

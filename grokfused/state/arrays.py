@@ -12,35 +12,47 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from grokfused.state.sharding import planed
 from grokfused.step.grad_filter import FILTERS
 
 ROUNDED_DTYPES = (torch.bfloat16, torch.float16)  # of parameters that a step rounds
 
 
 class Array(NamedTuple):
-    """A state array of a step: shaped like its parameter, in its memory order.
+    """A state array of a step: of its parameter's shape and memory order, once or several times.
 
     Attributes:
         name: Its key in ``optimizer.state[param]``.
         option: The option of the group that brings it, with its value; None: every step has it.
         like_param: Of the parameter's dtype, and there only beside one that is rounded: it says something of
             one rounding, and is dropped where that is another. Else it is of the states' dtype, and stays.
+        planes: How many values it keeps of each element: step t reads and writes plane (t - 1) % planes. With
+            more than one, its shape has this number before the parameter's.
     """
 
     name: str
     option: tuple[str, object] | None = None
     like_param: bool = False
+    planes: int = 1
 
     def is_used(self, options: Mapping[str, Any]) -> bool:
         """True where a group's options bring it (beside a rounded parameter, if ``like_param``)."""
         return self.option is None or options[self.option[0]] == self.option[1]
+
+    def shape(self, param: Tensor) -> torch.Size:
+        """Returns its shape beside a parameter."""
+        return torch.Size(planed(param.shape, self.planes))
 
 
 ARRAYS = (
     Array("exp_avg"),
     Array("exp_avg_sq"),
     Array("max_exp_avg_sq", ("amsgrad", True)),
-    *(Array(name, ("grad_filter", key)) for key, kind in FILTERS.items() for name in kind.states),
+    *(
+        Array(name, ("grad_filter", key), planes=planes)
+        for key, kind in FILTERS.items()
+        for name, planes in kind.states.items()
+    ),
     Array("kahan_comp", ("param_rounding", "kahan"), like_param=True),
 )
 NAMES = tuple(array.name for array in ARRAYS)

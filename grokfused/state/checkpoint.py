@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grokfused.state.arrays import MOMENTS, ROUNDED_DTYPES, there
+from grokfused.state.arrays import MOMENTS, ROUNDED_DTYPES, Array, there
 from grokfused.state.prepare import check_state, wrong_step
 from grokfused.state.sharding import unlike
 from grokfused.state.storage import PARAM_DTYPES, STATE_DTYPES, state_like
@@ -182,25 +182,25 @@ def _check_state(param: Tensor, state: Mapping[str, Any], dtype: torch.dtype, na
     for key in ("step", "grad_ema_start"):
         if wrong := wrong_step(state.get(key, 0)):
             raise ValueError(f"{name}[{key!r}] {wrong}")
-    for key, like_param in ((array.name, array.like_param) for array in there(state)):
-        _check_array(param, state[key], None if like_param else dtype, f"{name}[{key!r}]")
+    for array in there(state):
+        _check_array(param, state[array.name], array, dtype, f"{name}[{array.name!r}]")
 
 
-def _check_array(param: Tensor, value: object, dtype: torch.dtype | None, name: str) -> None:
+def _check_array(param: Tensor, value: object, array: Array, dtype: torch.dtype, name: str) -> None:
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a tensor of its parameter's shape, got {type(value).__name__}")
     if value.layout is not torch.strided or value.is_nested:
         kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
         raise ValueError(f"{name} must be a dense tensor, got {kind}: make it dense")
-    if value.shape != param.shape:
+    if value.shape != array.shape(param):
         raise ValueError(
             f"{name} has shape {list(value.shape)}, its parameter {list(param.shape)}: "
             "the state dict belongs to another model"
         )
-    difference = unlike(param, value)
+    difference = unlike(param, value, planes=array.planes)
     if difference:
         raise ValueError(f"{name} {difference}: {TO_RESHARD}")
-    if dtype is None:  # Kahan's rest: of a rounded parameter, which may be of another dtype by now
+    if array.like_param:  # Kahan's rest: of a rounded parameter, which may be of another dtype by now
         if value.dtype not in ROUNDED_DTYPES:
             raise ValueError(f"{name} must be bfloat16 or float16, got {value.dtype}: convert it first")
     elif value.dtype not in (torch.float64, *PARAM_DTYPES):
@@ -224,7 +224,7 @@ def owned_state(param: Tensor, dtype: torch.dtype, saved: Mapping[str, Any]) -> 
             del state[array.name]  # as in a step: what one rounding cut off says nothing of another's values
         else:
             own = param.dtype if array.like_param else dtype
-            state[array.name] = state_like(param, own, saved[array.name])
+            state[array.name] = state_like(param, own, saved[array.name], array.planes)
     if "mask" in state:
         mask, mode = state["mask"].to(param.device), state.pop("mask_mode")
         state["mask"] = pack(mask, param, mode)

@@ -22,7 +22,7 @@ from grokfused.state.storage import (
     check_memory,
     check_param,
     is_dense,
-    same_order,
+    lies_like,
     state_like,
 )
 from grokfused.step.grad_filter import FILTERS, note_start
@@ -83,11 +83,11 @@ def check_state(param: Tensor, state: Mapping[str, Any], name: object) -> None:
         which = f"the state {array.name!r} of {name}"
         if not isinstance(value, Tensor):
             raise RuntimeError(f"{which} must be a tensor, got {type(value).__name__}")
-        for what in ("shape", "device", "layout"):
-            own, other = getattr(param, what), getattr(value, what)
-            if own != other:
-                raise RuntimeError(f"{which} must have {what} {own}, got {other}")
-        difference = unlike(param, value)
+        wanted = {"shape": array.shape(param), "device": param.device, "layout": param.layout}
+        for what, own in wanted.items():
+            if own != getattr(value, what):
+                raise RuntimeError(f"{which} must have {what} {own}, got {getattr(value, what)}")
+        difference = unlike(param, value, planes=array.planes)
         if difference:
             raise RuntimeError(f"{which} {difference}")
         if array.like_param:
@@ -115,21 +115,22 @@ def prepare_state(param: Tensor, state: State, group: Group) -> None:
             state.pop(array.name, None)
     for array in needed:
         if array.name not in state:
-            state[array.name] = state_like(param, param.dtype if array.like_param else dtype)
+            own = param.dtype if array.like_param else dtype
+            state[array.name] = state_like(param, own, planes=array.planes)
             if array.name in FILTERS[group["grad_filter"]].states:
                 note_start(state)
         else:
-            state[array.name] = _lying_like(param, state[array.name])
+            state[array.name] = _lying_like(param, state[array.name], array.planes)
     if "mask" in state:
         arrays = [state[array.name] for array in needed]
         state["mask"] = cleared(fitting(state["mask"], param), arrays)
 
 
-def _lying_like(param: Tensor, value: Tensor) -> Tensor:
+def _lying_like(param: Tensor, value: Tensor, planes: int) -> Tensor:
     own, shard = local(param), local(value)
-    if (is_dense(own) and not same_order(own, shard)) or shard.is_neg():
-        return state_like(param, value.dtype, value)
-    return value if is_spread_at_sight(param, value) else sharded_like(param, shard)
+    if (is_dense(own) and not lies_like(own, shard, planes)) or shard.is_neg():
+        return state_like(param, value.dtype, value, planes)
+    return value if is_spread_at_sight(param, value, planes) else sharded_like(param, shard, planes)
 
 
 def place_counter(param: Tensor, state: State, device_numbers: bool, numbering: Sequence[str]) -> None:

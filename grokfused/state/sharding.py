@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -42,19 +43,41 @@ def shards(tensors: Sequence[Tensor]) -> list[Tensor]:
         return [local(tensor) for tensor in tensors]
 
 
-def sharded_like(like: Tensor, shard: Tensor) -> Tensor:
-    """Returns a shard as the DTensor that it is a part of, laid out as ``like``; itself if that is none."""
+def planed(shape: Sequence[int], planes: int) -> Sequence[int]:
+    """Returns a shape that has so many planes of ``shape``, or itself for one."""
+    return shape if planes == 1 else (planes, *shape)
+
+
+def _placements(spec: Any, planes: int) -> tuple[Any, ...]:
+    """Returns how planes of a spread tensor are spread: each like it."""
+    if planes == 1:
+        return tuple(spec.placements)
+    return tuple(type(p)(p.dim + 1) if p.is_shard() else p for p in spec.placements)
+
+
+def sharded_like(like: Tensor, shard: Tensor, planes: int = 1) -> Tensor:
+    """Returns a shard as the DTensor that it is a part of, laid out as ``like``; itself if that is none.
+
+    Args:
+        like: The tensor whose layout it has.
+        shard: This process's part, of the shape of that of ``like``, or of so many planes of it.
+        planes: How many. (default: 1)
+    """
     if not is_sharded(like):
         return shard
     from torch.distributed.tensor import DTensor
 
     spec = spec_of(like)
     # The shape is given, not asked of the other processes: shards may differ in length, and be empty.
-    spread = DTensor.from_local(
-        shard, spec.mesh, spec.placements, run_check=False, shape=like.shape, stride=like.stride()
+    shape, stride = (
+        planed(like.shape, planes),
+        (like.stride() if planes == 1 else (like.numel(), *like.stride())),
     )
-    # The very tuple, not an equal one: so each step sees at a glance that the two are spread alike.
-    spread._spec.placements = spec.placements
+    spread = DTensor.from_local(
+        shard, spec.mesh, _placements(spec, planes), run_check=False, shape=torch.Size(shape), stride=stride
+    )
+    if planes == 1:  # the very tuple: so each step sees at a glance that the two are spread alike
+        spread._spec.placements = spec.placements
     return spread
 
 
@@ -70,21 +93,21 @@ def _shown(tensor: object) -> str:
     return f"a DTensor of placements {spec.placements} on {spec.mesh}"
 
 
-def unlike(param: Tensor, other: Tensor, *, any_placements: bool = False) -> str | None:
-    """Says how a tensor that belongs to a parameter is spread otherwise than it, or None."""
+def unlike(param: Tensor, other: Tensor, *, planes: int = 1, any_placements: bool = False) -> str | None:
+    """Says how a tensor that belongs to a parameter, in planes, is spread otherwise than it, or None."""
     own, mine = spec_of(param), spec_of(other)
     if own is mine:
         return None
     if own is not None and mine is not None and own.mesh == mine.mesh:  # noqa: SIM102
-        if any_placements or own.placements == mine.placements:
+        if any_placements or _placements(own, planes) == tuple(mine.placements):
             return None
     return f"must be {_shown(param)} like the parameter, got {_shown(other)}"
 
 
-def is_spread_at_sight(param: Tensor, other: Tensor) -> bool:
-    """True where a native step sees that a tensor is spread like its parameter (csrc/walk.h)."""
+def is_spread_at_sight(param: Tensor, other: Tensor, planes: int = 1) -> bool:
+    """True where a native step sees that a tensor is spread like its parameter (csrc/place.h)."""
     own, mine = spec_of(param), spec_of(other)
-    return own is mine or (own.mesh is mine.mesh and own.placements is mine.placements)
+    return own is mine or (own.mesh is mine.mesh and (planes > 1 or own.placements is mine.placements))
 
 
 def is_partial(tensor: Tensor) -> bool:

@@ -117,13 +117,27 @@ def fitting_grad(param: Tensor, grad: Tensor) -> Tensor:
     return torch.empty_like(param).copy_(grad)
 
 
+def lies_like(param: Tensor, state: Tensor, planes: int) -> bool:
+    """True when a state, or each plane of it, lies as its parameter does; each plane after the last."""
+    if planes == 1:
+        return same_order(param, state)
+    return same_order(param, state[0]) and (state.stride(0) == param.numel() or not param.numel())
+
+
 def same_order(a: Tensor, b: Tensor) -> bool:
     """True when two tensors of one shape lie in memory in the same order."""
     dims = zip(a.shape, a.stride(), b.stride(), strict=True)
     return all(size == 1 or x == y for size, x, y in dims)
 
 
-def state_like(param: Tensor, dtype: torch.dtype, value: Tensor | None = None) -> Tensor:
-    """Returns a state of the parameter's shape, device and memory order: zeros, or a copy of value."""
-    state = torch.zeros_like(local(param), dtype=dtype, memory_format=torch.preserve_format)
-    return sharded_like(param, state if value is None else state.copy_(local(value)))
+def state_like(param: Tensor, dtype: torch.dtype, value: Tensor | None = None, planes: int = 1) -> Tensor:
+    """Returns a state of the parameter's shape, device and memory order: zeros, or a copy of value.
+
+    With more than one plane it is so many of them, one after the other.
+    """
+    shard = local(param)
+    state = torch.zeros_like(shard, dtype=dtype, memory_format=torch.preserve_format)
+    if planes > 1:
+        stride = (shard.numel(), *state.stride())
+        state = torch.empty_strided((planes, *shard.shape), stride, dtype=dtype, device=shard.device).zero_()
+    return sharded_like(param, state if value is None else state.copy_(local(value)), planes)

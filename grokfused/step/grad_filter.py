@@ -10,15 +10,16 @@ class Filter(NamedTuple):
     """What a filter keeps per parameter.
 
     Attributes:
-        states: The keys of its arrays in ``optimizer.state[param]``.
+        states: The keys of its arrays in ``optimizer.state[param]``, each with its number of planes
+            (``grokfused.state.arrays.Array``).
         starts: Whether its memory starts as the first gradient, with ``grad_ema_init="first"``.
     """
 
-    states: tuple[str, ...] = ()
+    states: Mapping[str, int] = {}
     starts: bool = False
 
 
-FILTERS = {"ema": Filter(states=("grad_ema",), starts=True), "none": Filter()}
+FILTERS = {"ema": Filter(states={"grad_ema": 1}, starts=True), "none": Filter()}
 INITS = ("first", "zero")
 
 
