@@ -21,7 +21,7 @@ constexpr int64_t kElementsPerThread = 16384;
 
 }  // namespace
 
-// Threads share the elements evenly, whatever the tensors' sizes: element e of the whole list
+// Threads share the elements evenly, whatever the tensors' sizes, but for a unit: element e of the whole list
 // belongs to the tensor t with starts[t] <= e < starts[t + 1].
 void run_all(const Work& work, const Parts& parts) {
   const bool numbers_steps = work.numbers_on_device;  // as a GPU does: the tests let the CPU do it too
@@ -34,7 +34,8 @@ void run_all(const Work& work, const Parts& parts) {
       const Scalars scalars = unscaled(work.scalars[work.rows[t]], work.grad_scale);
       const uint32_t key = random_key(work.seed, static_cast<uint32_t>(scalars.step));
       const SliceStep step(parts, work.slices[t], scalars, key);
-      const int64_t first = begin - starts[t], stop = std::min(end, starts[t + 1]) - starts[t];
+      const int64_t first = unit_of(begin - starts[t]);
+      const int64_t stop = end < starts[t + 1] ? unit_of(end - starts[t]) : work.slices[t].size;
       if (work.slices[t].mask)
         run_masked(step, first, stop);
       else

@@ -29,12 +29,12 @@ struct Kept {
 };
 
 // Looks at the words from `begin` on, at most up to `end`: a tile of them, or in a sparse part of the mask
-// only as many as alike keep something, or nothing. The first and the last word may be cut.
+// only as many as alike keep something, or nothing. The last word may be cut.
 inline Kept look(const uint32_t* mask, int64_t begin, int64_t end, bool sparse) {
   Kept kept{begin};
-  const int64_t stop = std::min(end, begin / kLanes * kLanes + kTile);
+  const int64_t stop = std::min(end, begin + kTile);
   for (int64_t next; kept.end < stop; kept.end = next) {
-    next = std::min(end, (kept.end / kLanes + 1) * kLanes);
+    next = std::min(end, kept.end + kLanes);
     const int count = static_cast<int>(next - kept.end);
     const uint32_t lanes = kept_lanes(mask, kept.end, count);
     if (sparse && kept.end > begin && kept.any != (lanes != 0)) break;

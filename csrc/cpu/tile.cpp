@@ -43,10 +43,10 @@ void SliceStep::run(int64_t begin, int64_t end) const {
 }
 
 void SliceStep::run_selected(int64_t begin, int64_t end) const {
-  uint32_t kept[kTile + kLanes];
-  const int64_t word = begin / kLanes;  // it may be cut
-  spread(slice_.mask + word, static_cast<int>(mask_words(end) - word), kept);
-  run_tile(begin, static_cast<int>(end - begin), kept + begin % kLanes);
+  uint32_t kept[kTile];
+  const int size = static_cast<int>(end - begin);
+  spread(slice_.mask + begin / kLanes, static_cast<int>(mask_words(size)), kept);
+  run_tile(begin, size, kept);
 }
 
 // `kept` is null where all are, or else all ones or 0 for each element.

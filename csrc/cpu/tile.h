@@ -4,8 +4,7 @@
 // which a mask leaves nothing out are read and written where they lie.
 //
 // A storage that needs many values to write one (a maximum over a block) takes a tile of float32 and a loop
-// as parameters do; kTile is then a multiple of the block, and so are the places where threads
-// (adamw_cpu.cpp) and masks (masked.h) cut a slice.
+// as parameters do. A block of at most a unit is never cut: neither by tiles nor by threads (adamw_cpu.cpp).
 #pragma once
 
 #include <vector>
@@ -18,6 +17,10 @@ namespace grokfused::cpu {
 // Elements of a tile, and of what is stepped at once where nothing needs one: 32 bits then suffice for an
 // index.
 constexpr int kTile = 512, kPiece = 1 << 20;
+// Elements that are stepped by one thread and in one tile, counted from the beginning of a slice.
+constexpr int kUnit = 64;
+static_assert(kTile % kUnit == 0 && kPiece % kUnit == 0 && kUnit % kLanes == 0);
+constexpr int64_t unit_of(int64_t i) { return i / kUnit * kUnit; }
 
 // What steps the elements of any slice, and how its arrays are stored.
 struct Parts {
@@ -46,7 +49,7 @@ class SliceStep {
   SliceStep(const Parts& parts, const Slice& slice, const Scalars& scalars, uint32_t key)
       : parts_(parts), slice_(slice), scalars_(scalars), key_(key) {}
 
-  // Of all elements from `begin` up to `end`.
+  // Of all elements from `begin`, where a word of the mask begins, up to `end`.
   void run(int64_t begin, int64_t end) const;
   // Of those that the mask keeps; at most a tile.
   void run_selected(int64_t begin, int64_t end) const;
