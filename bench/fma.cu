@@ -13,7 +13,7 @@ extern "C" int fma_step(const Slice* slice, const Scalars* scalars) {
   work.scalars = scalars;
   const Choices choices =
       choices_of({"float32", "float32", "nearest", "nearest", "ema", "decoupled", /*amsgrad=*/false});
-  const LaunchPlan plan(work, choices, 0, 1);
+  const LaunchPlan<float> plan(work, choices, 0, 1);
   adamw_kernel<Step><<<static_cast<unsigned>(plan.chunks()), kThreads>>>(plan.argument_table());
   return static_cast<int>(cudaGetLastError());
 }

@@ -67,18 +67,23 @@ class Bucket {
       counters_.emplace_back(step);
   }
 
-  void run(const Scalars* scalars, const float* grad_scale, const float* found_inf) {
+  void run(const void* scalars, const void* grad_scale, const void* found_inf) {
     work.scalars = scalars;
     work.grad_scale = grad_scale;
-    work.found_inf = found_inf;
+    work.found_inf = static_cast<const float*>(found_inf);
     {
       const pybind11::gil_scoped_release others_run;
       kernel_(work);
     }
-    for (size_t t = 0; t < counters_.size(); ++t) counters_[t].write(scalars[work.rows[t]].step);
+    for (size_t t = 0; t < counters_.size(); ++t) counters_[t].write(step_of(t));
   }
 
  private:
+  float step_of(size_t t) const {
+    if (alike.param_dtype == kFloat64) return static_cast<float>(work.row<double>(t).step);
+    return work.row<float>(t).step;
+  }
+
   Kernel kernel_{};
   std::vector<Counter> counters_;
   Work work;

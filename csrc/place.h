@@ -94,7 +94,7 @@ class PlaceReader {
     if (!read(held, param.tensor, param.spec)) return false;
     const uint32_t dtype = dtype_of(param.tensor);
     param.rounded = dtype == kBFloat16 || dtype == kFloat16;
-    if (!param.rounded && dtype != kFloat32) return false;
+    if (!param.rounded && dtype != kFloat32 && dtype != kFloat64) return false;
     const Shape sizes = param.tensor.sizes(), strides = param.tensor.steps();
     param.size = element_count(sizes);
     param.dense = is_contiguous(sizes, strides) || is_dense(sizes, strides);

@@ -65,9 +65,9 @@ class PolicyTable {
   }
 
   // The name of the backend that steps a parameter like this one.
-  const std::string* backend(const std::string& asked, int32_t device, bool dense,
+  const std::string* backend(const std::string& asked, int32_t device, uint32_t dtype, bool dense,
                              const pybind11::object& param) {
-    const std::tuple<std::string, int32_t, bool> kind{asked, device, dense};
+    const std::tuple<std::string, int32_t, uint32_t, bool> kind{asked, device, dtype, dense};
     const auto found = backends_.find(kind);
     if (found != backends_.end()) return found->second;
     const auto name = choose_(asked, param, dense).cast<std::string>();
@@ -79,7 +79,7 @@ class PolicyTable {
 
   pybind11::object choose_;  // (name, parameter, dense) -> the backend that steps it
   std::map<PyObject*, std::pair<pybind11::tuple, std::shared_ptr<const Policy>>> policies_;
-  std::map<std::tuple<std::string, int32_t, bool>, const std::string*> backends_;
+  std::map<std::tuple<std::string, int32_t, uint32_t, bool>, const std::string*> backends_;
   std::set<std::string> names_;
 };
 

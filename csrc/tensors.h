@@ -24,6 +24,7 @@ inline std::string_view dtype_name(uint32_t dtype) {
   if (dtype == kFloat32) return "float32";
   if (dtype == kBFloat16) return "bfloat16";
   if (dtype == kFloat16) return "float16";
+  if (dtype == kFloat64) return "float64";
   return {};
 }
 

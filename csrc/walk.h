@@ -83,26 +83,26 @@ class Walk {
 
   bool sharded() const { return reader_.sharded; }
 
-  // The rows that the host has derived for `keys`, rounded to float32.
+  // The rows that the host has derived for `keys`.
   void take_rows(const py::list& table) {
     if (table.size() != keys.size()) fail("a walk of ", keys.size(), " rows got ", table.size());
-    scalars_.resize(table.size());
-    float* field = &scalars_.data()->step;
+    scalars_.reserve(table.size() * kScalarCount);
     for (const py::handle row : table) {
       const auto numbers = py::reinterpret_borrow<py::tuple>(row);
       if (numbers.size() != kScalarCount) fail("a row of scalars is ", kScalarCount, " numbers long");
-      for (const py::handle number : numbers) *field++ = static_cast<float>(PyFloat_AsDouble(number.ptr()));
+      for (const py::handle number : numbers) scalars_.push_back(PyFloat_AsDouble(number.ptr()));
     }
+    rounded_.assign(scalars_.begin(), scalars_.end());
   }
 
-  // Tensors of float32, or None: the device's table of scalars instead of the rows taken; `grad_scale` and
-  // `found_inf` of one number, where the scalars are.
+  // Tensors, or None: the device's table of scalars instead of the rows taken; `grad_scale` and `found_inf`
+  // of one number, where the scalars are. All but `found_inf` in the numbers in which the bucket is computed.
   void run(size_t bucket, const py::object& table, const py::object& grad_scale,
            const py::object& found_inf) {
-    const auto* scalars = static_cast<const Scalars*>(address_of(table));
-    buckets.at(bucket).run(scalars ? scalars : scalars_.data(),
-                           static_cast<const float*>(address_of(grad_scale)),
-                           static_cast<const float*>(address_of(found_inf)));
+    Bucket& own = buckets.at(bucket);
+    const bool wide = own.alike.param_dtype == kFloat64;
+    const void* scalars = wide ? static_cast<const void*>(scalars_.data()) : rounded_.data();
+    own.run(table.is_none() ? scalars : address_of(table), address_of(grad_scale), address_of(found_inf));
   }
 
   // The tensors of a bucket as lists, for a backend of Python's: by "param", "grad", "step", "mask" (the
@@ -215,6 +215,7 @@ class Walk {
       note(state, t, true);
       slice.states[used++] = state.address();
     }
+    if (dtype_of(param.tensor) == kFloat64) return dtype == kFloat64;
     return dtype == kFloat32 || dtype == kBFloat16;
   }
 
@@ -245,13 +246,14 @@ class Walk {
                   : step.device_type != kCpu || !Counter::reads(step) || !is_count(Counter(step).read()))
       return false;
     note(step, t, true);
-    const Alike alike{policy_number(t),
-                      dtype_of(param.tensor),
-                      state_dtype,
-                      by_device,
-                      device,
-                      param.tensor.device_id,
-                      table_.policies.backend(policy.backend, device, param.dense, place.param)};
+    const Alike alike{
+        policy_number(t),
+        dtype_of(param.tensor),
+        state_dtype,
+        by_device,
+        device,
+        param.tensor.device_id,
+        table_.policies.backend(policy.backend, device, dtype_of(param.tensor), param.dense, place.param)};
     Bucket& bucket = bucket_of(alike, place, policy);
     const size_t row = by_device ? bucket.places.size() : row_of(t, Counter(step).read());
     bucket.add(t, row, slice, step);
@@ -285,7 +287,8 @@ class Walk {
   std::vector<int32_t> numbering_;
   std::vector<Place> places_;
   std::vector<Extent> extents_;
-  std::vector<Scalars> scalars_;
+  std::vector<double> scalars_;  // rows
+  std::vector<float> rounded_;   // the same
   std::map<std::tuple<size_t, double, double>, size_t> row_of_key_;
   std::map<Alike, size_t> bucket_of_alike_;
 };

@@ -18,13 +18,23 @@ namespace grokfused {
 // them. On the host, whoever made it has looked at found_inf, and advances the step counters.
 struct Work {
   std::vector<Slice> slices;
-  std::vector<int64_t> rows;          // slice -> its row of scalars
-  const Scalars* scalars = nullptr;   // the table
-  const float* grad_scale = nullptr;  // divides the gradients; null: by 1
-  const float* found_inf = nullptr;   // on the device: where it is not 0, nothing changes; null: 0
+  std::vector<int64_t> rows;      // slice -> its row of scalars
+  const void* scalars = nullptr;  // the table: rows of ScalarsOf the real numbers that the kernel computes in
+  const void* grad_scale = nullptr;  // one of these, which divides the gradients; null: by 1
+  const float* found_inf = nullptr;  // on the device: where it is not 0, nothing changes; null: 0
   bool numbers_on_device = false;
   int32_t device_index = 0;
   uint32_t seed = 0;
+
+  template <class Real>
+  const ScalarsOf<Real>& row(size_t slice) const {
+    return static_cast<const ScalarsOf<Real>*>(scalars)[rows[slice]];
+  }
+  // Of the host: with the loss scale in it.
+  template <class Real>
+  ScalarsOf<Real> unscaled_row(size_t slice) const {
+    return unscaled(row<Real>(slice), static_cast<const Real*>(grad_scale));
+  }
 };
 
 // What steps any work of one kind. A value: two of them are equal where they do the same.

@@ -27,15 +27,17 @@ void walk(const Source& source, int32_t chunks) {
 
 template <class Stored>
 void walk_both(const Work& work, const Choices& choices, bool as_argument) {
-  const LaunchPlan plan(work, choices, 0, work.slices.size());
+  using Real = typename Stored::Real;
+  const LaunchPlan<Real> plan(work, choices, 0, work.slices.size());
   if (as_argument) return walk<Stored>(plan.argument_table(), plan.chunks());
-  walk<Stored>(DeviceTable{{plan.slices.data(), plan.scalars.data(), plan.rows.data(), plan.first.data(),
+  walk<Stored>(DeviceTable<Real>{{plan.slices.data(), plan.scalars.data(), plan.rows.data(), plan.first.data(),
                             plan.tensors(), plan.seed, plan.choices, plan.numbers}},
                plan.chunks());
 }
 
 template <class Use>
 void with_param_format(Format format, Use&& use) {
+  if (format == Format::kFloat64) return use(Float64{});
   if (format == Format::kFloat32) return use(Float32{});
   if (format == Format::kBFloat16) return use(BFloat16{});
   use(Float16{});
@@ -53,7 +55,7 @@ void shim_cover(const int64_t* sizes, int32_t tensors, int32_t** visits) {
   std::vector<Slice> slices(tensors);
   for (int32_t t = 0; t < tensors; ++t) slices[t].size = sizes[t];
   const std::vector<int32_t> first = first_chunks(slices);
-  const Table table{slices.data(), nullptr, nullptr, first.data(), tensors, 0, {}, {}};
+  const Table<float> table{slices.data(), nullptr, nullptr, first.data(), tensors, 0, {}, {}};
   for (int32_t chunk = 0; chunk < first.back(); ++chunk) {
     const int32_t t = table.tensor_of(chunk);
     const int64_t begin = table.begin_of(chunk, t), end = std::min(begin + kChunkSize, sizes[t]);
@@ -62,8 +64,8 @@ void shim_cover(const int64_t* sizes, int32_t tensors, int32_t** visits) {
 }
 
 // Returns 0, or 1 where the names select no kernel. Numbers are "on the device": the kernel reads them.
-int shim_step(const Slice* slices, int32_t tensors, const int64_t* rows, const Scalars* scalars,
-              const float* grad_scale, const float* found_inf, uint32_t seed, const char* param_dtype,
+int shim_step(const Slice* slices, int32_t tensors, const int64_t* rows, const void* scalars,
+              const void* grad_scale, const float* found_inf, uint32_t seed, const char* param_dtype,
               const char* state_dtype, const char* state_rounding, const char* param_rounding,
               const char* grad_filter, const char* decay, int amsgrad, int as_argument,
               int numbers_on_device) {
@@ -81,7 +83,7 @@ int shim_step(const Slice* slices, int32_t tensors, const int64_t* rows, const S
     const Choices choices = choices_of(policies);
     with_element_step(policies, [&](auto step) {
       with_param_format(choices.param, [&](auto param) {
-        with_state_format(choices.state, [&](auto state) {
+        with_state_format<decltype(param)>(choices.state, [&](auto state) {
           walk_both<StoredStep<decltype(param), decltype(state), decltype(step)>>(work, choices,
                                                                                   as_argument != 0);
         });

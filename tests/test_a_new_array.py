@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # A filter that adds the gradient of two steps before: h = ring of the last two gradients; g = g + lamb * h.
 EDITS = {
     "grokfused/backends/reference.py": {
-        'GRAD_FILTERS = {"ema": ema,': """def echo(values: dict[str, Tensor], scalars: Scalars) -> dict[str, Tensor]:
+        'GRAD_FILTERS = {"ema": ema,': """def echo(values, scalars):
     return {"grad": values["grad"] + scalars.lamb * values["echo_ring"], "echo_ring": values["grad"]}
 
 

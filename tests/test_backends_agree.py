@@ -10,6 +10,8 @@ import grokfused
 from grokfused import GrokAdam, GrokAdamW
 from grokfused.lab.agreement import Case, differing_bits, disagreements, run
 from grokfused.state.arrays import NAMES
+from grokfused.state.storage import PARAM_DTYPES
+from grokfused.step.grad_filter import FILTERS
 from grokfused.step.mask import MODES
 
 THREADS = (1, 2, 3)
@@ -38,7 +40,9 @@ def test_a_backend_equals_the_reference_bit_for_bit(case: Case, backend: str, de
 
 
 def test_the_grid_holds_every_option() -> None:
-    assert len(set(GRID)) == 3 * 3 * 2 * 2 * 2 + 2 * 2 * 3
+    states, updates = 3, len(FILTERS) * 2 * 2  # dtypes and roundings; filter, decay, AMSGrad
+    assert len(set(GRID)) == (3 * states + 1) * updates + 2 * 2 * states
+    assert {case.param_dtype for case in GRID} == set(PARAM_DTYPES)
     for rounding in ("nearest", "stochastic", "kahan"):
         found = [case for case in GRID if case.param_rounding == rounding]
         for name in ("grad_filter", "decay", "amsgrad", "maximize", "grad_scale", "capturable"):

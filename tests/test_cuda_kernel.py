@@ -156,11 +156,17 @@ def policies(room: str) -> dict[str, int]:
 
 STORAGE = (ROOT / "csrc" / "step" / "storage.h").read_text()
 PARAM_FORMATS = re.findall(r"struct (\w+) \{\n  static constexpr Format", STORAGE)
-STATE_FORMATS = re.findall(r"use\((\w+)\{\}\)", STORAGE[STORAGE.index("void with_state_format") :])
+# Of parameters and states: float64 stands beside float64 alone.
+FORMATS = [
+    (param, state)
+    for param in PARAM_FORMATS
+    for state in re.findall(r"use\((\w+)\{\}\)", STORAGE[STORAGE.index("void with_state_format") :])
+    if (param == "Float64") == (state == "Float64")
+]
 ROWS = {**policies("grad_filter"), **policies("adamw")}
 # With the table as the kernel's argument and in device memory.
-KERNELS = 2 * len(PARAM_FORMATS) * len(STATE_FORMATS) * len(policies("grad_filter")) * len(policies("adamw"))
-SOURCES = ("adamw_cuda", "float32", "bfloat16", "float16")
+KERNELS = 2 * len(FORMATS) * len(policies("grad_filter")) * len(policies("adamw"))
+SOURCES = ("adamw_cuda", *map(str.lower, PARAM_FORMATS))
 
 
 OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("sm_80", "sm_100")]
@@ -194,8 +200,8 @@ def test_every_kernel_compiles_without_spills(compiled: Compiled) -> None:
 
 def test_no_operation_is_fused_approximate_or_flushed(compiled: Compiled) -> None:
     instructions = set(re.findall(r"^\s+(?:@!?%p\d+ )?([a-z]+[.][a-z0-9._]+)", compiled.ptx, re.MULTILINE))
-    assert {"div.rn.f32", "sqrt.rn.f32"} <= instructions
-    assert {name for name in instructions if re.search(r"fma|mad.*f32|approx|ftz", name)} == set()
+    assert {"div.rn.f32", "sqrt.rn.f32", "div.rn.f64", "sqrt.rn.f64"} <= instructions
+    assert {name for name in instructions if re.search(r"fma|mad.*f(32|64)|approx|ftz", name)} == set()
 
 
 def test_the_bench_compares_with_a_kernel_of_fused_operations(tmp_path) -> None:
@@ -216,7 +222,7 @@ def test_the_body_moves_16_bytes_at_a_time(compiled: Compiled) -> None:
     for kernel in kernels:
         name = kernel.splitlines()[0]
         # param, grad, two moments; KahanComp, which is read where it is asked for; what the policies add.
-        has_rest = f"StoredStepINS_{len('Float32')}Float32" not in name
+        has_rest = re.search(r"StoredStepINS_7Float(32|64)", name) is None
         arrays = 4 + has_rest + sum(rows for policy, rows in ROWS.items() if f"{len(policy)}{policy}" in name)
         assert len(re.findall(r"\bLDG\.E(?:\.\w+)*\.128", kernel)) >= arrays, name
         assert len(re.findall(r"\bSTG\.E(?:\.\w+)*\.128", kernel)) >= arrays - 1, name

@@ -44,7 +44,7 @@ def test_a_cpu_tensor_is_refused_by_name_and_auto_moves_on() -> None:
     with pytest.raises(BackendUnavailable, match="TRITON_INTERPRET=1"):
         GrokAdamW([param], backend="triton").step()
     assert torch.equal(param, torch.ones(3))
-    assert backends.choose("auto", backends.Kind("cpu", True)) == "native"
+    assert backends.choose("auto", backends.Kind("cpu", torch.float32, True)) == "native"
 
 
 def test_an_unknown_filter_is_refused() -> None:

@@ -1,9 +1,9 @@
 // The CPU kernels: one parallel region over the elements of all tensors, which goes through them in tiles.
 //
 // Memory: 36 bytes per float32 element with the EMA filter (reads param, grad, exp_avg, exp_avg_sq,
-// grad_ema: 20; writes all but grad: 16), 28 without; 24 with bfloat16 states. Parameters of 16 bits take 6
-// less, and 4 of these again with Kahan's rounding. A mask adds 0.125; a word of it that keeps nothing costs
-// the param (4, or 2) where it zeroes, and nothing where it freezes.
+// grad_ema: 20; writes all but grad: 16), 28 without; 24 with bfloat16 states; all twice for float64.
+// Parameters of 16 bits take 6 less, and 4 of these again with Kahan's rounding. A mask adds 0.125; a word of
+// it that keeps nothing costs the param (4, or 2) where it zeroes, and nothing where it freezes.
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
@@ -23,6 +23,7 @@ constexpr int64_t kElementsPerThread = 16384;
 
 // Threads share the elements evenly, whatever the tensors' sizes, but for a unit: element e of the whole list
 // belongs to the tensor t with starts[t] <= e < starts[t + 1].
+template <class Real>
 void run_all(const Work& work, const Parts& parts) {
   const bool numbers_steps = work.numbers_on_device;  // as a GPU does: the tests let the CPU do it too
   if (numbers_steps && work.found_inf && *work.found_inf != 0) return;
@@ -31,9 +32,8 @@ void run_all(const Work& work, const Parts& parts) {
   torch::stable::parallel_for(0, starts.back(), kElementsPerThread, [&](int64_t begin, int64_t end) {
     size_t t = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
     for (; begin < end; begin = starts[++t]) {
-      const Scalars scalars = unscaled(work.scalars[work.rows[t]], work.grad_scale);
-      const uint32_t key = random_key(work.seed, static_cast<uint32_t>(scalars.step));
-      const SliceStep step(parts, work.slices[t], scalars, key);
+      const ScalarsOf<Real> scalars = work.unscaled_row<Real>(t);
+      const SliceStep step(parts, work.slices[t], scalars, work.seed);
       const int64_t first = unit_of(begin - starts[t]);
       const int64_t stop = end < starts[t + 1] ? unit_of(end - starts[t]) : work.slices[t].size;
       if (work.slices[t].mask)
@@ -43,8 +43,10 @@ void run_all(const Work& work, const Parts& parts) {
     }
   });
   for (size_t t = 0; numbers_steps && t < work.slices.size(); ++t)
-    *work.slices[t].step = work.scalars[work.rows[t]].step;
+    *work.slices[t].step = static_cast<float>(work.row<Real>(t).step);
 }
+template void run_all<float>(const Work&, const Parts&);
+template void run_all<double>(const Work&, const Parts&);
 
 }  // namespace cpu
 
@@ -54,6 +56,7 @@ Kernel choose_cpu_kernel(const Policies& policies) {
   switch (param_format_named(policies.param_dtype)) {
     case Format::kBFloat16: return cpu::kernel_for<BFloat16>(policies);
     case Format::kFloat16: return cpu::kernel_for<Float16>(policies);
+    case Format::kFloat64: return cpu::kernel_for<Float64>(policies);
     default: return cpu::kernel_for<Float32>(policies);
   }
 }

@@ -53,11 +53,12 @@ GROK_CPU_CLONES void select_values(const void* stepped, const uint32_t* kept, Ma
 }  // namespace
 
 Narrow narrowing(Format format, Rounding rounding) {
-  if (format == Format::kFloat32) return nullptr;
+  if (!is_16_bits(format)) return nullptr;
   return format == Format::kBFloat16 ? narrowing_of<BFloat16>(rounding) : narrowing_of<Float16>(rounding);
 }
 
 size_t bytes_of(Format format) {
+  if (format == Format::kFloat64) return sizeof(Float64::Stored);
   return format == Format::kFloat32 ? sizeof(Float32::Stored) : sizeof(BFloat16::Stored);
 }
 

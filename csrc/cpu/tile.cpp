@@ -30,7 +30,7 @@ Parts::Parts(Update update, Update selecting, const Choices& choices, const std:
       narrow(narrowing(choices.param, choices.param_rounding)),
       decay(choices.decay),
       keeps_rest(choices.keeps_rest()),
-      in_place(choices.param == Format::kFloat32),
+      in_place(!is_16_bits(choices.param)),
       param_bytes(bytes_of(choices.param)),
       rows(rows) {
   for (const StateRow& row : rows)
@@ -60,7 +60,7 @@ void SliceStep::run_tile(int64_t begin, int size, const uint32_t* kept) const {
                 slice_.mask_mode};
   const Update selecting = kept ? parts_.selecting : nullptr;
   if (selecting) kept = nullptr;  // nothing is left to choose
-  arrays.new_param = kept || parts_.narrow ? buffers.values : static_cast<float*>(param);
+  arrays.new_param = kept || parts_.narrow ? buffers.values : param;
   for (int place = 0; place < updated; ++place) {
     arrays.states[place] = state(place).at(begin);
     arrays.new_states[place] = kept ? buffers.states[place] : state(place).at(begin);

@@ -26,7 +26,7 @@ constexpr int64_t unit_of(int64_t i) { return i / kUnit * kUnit; }
 struct Parts {
   Update update;
   Update selecting;  // under a mask; null for parameters of 16 bits, of which loops of their own choose
-  Narrow narrow;     // of parameters; null for float32
+  Narrow narrow;     // of parameters; null for those of more bits
   Decay decay;
   bool keeps_rest, in_place;
   size_t param_bytes;
@@ -46,8 +46,13 @@ struct Array {
 // The step of one slice. It keeps references.
 class SliceStep {
  public:
-  SliceStep(const Parts& parts, const Slice& slice, const Scalars& scalars, uint32_t key)
-      : parts_(parts), slice_(slice), scalars_(scalars), key_(key) {}
+  template <class Real>
+  SliceStep(const Parts& parts, const Slice& slice, const ScalarsOf<Real>& scalars, uint32_t seed)
+      : parts_(parts),
+        slice_(slice),
+        scalars_(&scalars),
+        step_(static_cast<float>(scalars.step)),
+        key_(random_key(seed, static_cast<uint32_t>(scalars.step))) {}
 
   // Of all elements from `begin`, where a word of the mask begins, up to `end`.
   void run(int64_t begin, int64_t end) const;
@@ -71,13 +76,12 @@ class SliceStep {
 
  private:
   void run_tile(int64_t begin, int size, const uint32_t* kept) const;
-  int64_t plane(int place) const {
-    return plane_begin(parts_.rows[place].planes, scalars_.step, slice_.size);
-  }
+  int64_t plane(int place) const { return plane_begin(parts_.rows[place].planes, step_, slice_.size); }
 
   const Parts& parts_;
   const Slice& slice_;
-  const Scalars& scalars_;
+  const void* scalars_;
+  float step_;
   uint32_t key_;
 };
 

@@ -16,17 +16,18 @@ struct Arrays {
   const void *grad, *param,
       *rest;  // the rest (KahanComp) is added to a parameter of 16 bits: never null there
   const void* states[kMaxStates];
-  float* new_param;
+  void* new_param;  // values that are yet to be rounded, for parameters of 16 bits
   void* new_states[kMaxStates];
   uint32_t random_key, first;  // what the random bits of the tile's first element are made of
   const uint32_t* kept;        // for each element all ones or 0; null where all are kept
   MaskMode mask_mode;
 };
 
-using Update = void (*)(const Arrays&, int size, const Scalars&, Decay);
+// `scalars`: of the real numbers of the parameters.
+using Update = void (*)(const Arrays&, int size, const void* scalars, Decay);
 
 template <class Format>
-GROK_HD float read(const void* stored, int i) {
+GROK_HD auto read(const void* stored, int i) {
   return Format::widen(static_cast<const typename Format::Stored*>(stored)[i]);
 }
 
@@ -34,39 +35,41 @@ GROK_HD float read(const void* stored, int i) {
 // vectorise.
 template <bool kMasked, class Stored>
 GROK_HD void write(const Arrays& arrays, Stored* to, const void* before, Stored stepped, int i) {
-  if constexpr (kMasked) {
-    const Where where(arrays.kept[i], arrays.mask_mode);
-    const uint32_t old = stored_bits(static_cast<const Stored*>(before)[i]);
-    stepped = of_bits<Stored>(masked(where, stored_bits(stepped), old));
-  }
+  if constexpr (kMasked)
+    stepped = masked_stored(Where(arrays.kept[i], arrays.mask_mode), stepped,
+                            static_cast<const Stored*>(before)[i]);
   to[i] = stepped;
 }
 
 template <class Param, class State, Rounding kRounding, class Step, bool kMasked>
-GROK_HD void update_element(const Arrays& arrays, int i, const Scalars& scalars, Decay decay) {
-  typename Step::Element element;
+GROK_HD void update_element(const Arrays& arrays, int i, const ScalarsOf<typename Param::Real>& scalars,
+                            Decay decay) {
+  using Real = typename Param::Real;
+  Element<Real, typename Step::States> element;
   element.param = read<Param>(arrays.param, i);
   if constexpr (sizeof(typename Param::Stored) == 2)
     element.param = element.param + read<Param>(arrays.rest, i);
   element.grad = read<Param>(arrays.grad, i);
   Step::States::each([&](auto row, int place) {
     static_assert(!decltype(row)::kRow.like_param, "it would be rounded as the parameter is");
-    element.*decltype(row)::kField = read<State>(arrays.states[place], i);
+    value_of<decltype(row)>(element) = read<State>(arrays.states[place], i);
   });
   Step::run(element, scalars, decay);
-  write<kMasked>(arrays, arrays.new_param, arrays.param, element.param, i);
+  write<kMasked>(arrays, static_cast<Real*>(arrays.new_param), arrays.param, element.param, i);
   uint32_t drawn = 0;
   if constexpr (kRounding == Rounding::kStochastic)
     drawn = state_draw(random_bits(arrays.random_key, arrays.first + static_cast<uint32_t>(i)));
   Step::States::each([&](auto row, int place) {
     write<kMasked>(arrays, static_cast<typename State::Stored*>(arrays.new_states[place]),
-                   arrays.states[place], rounded<State>(element.*decltype(row)::kField, kRounding, drawn), i);
+                   arrays.states[place], rounded<State>(value_of<decltype(row)>(element), kRounding, drawn),
+                   i);
   });
 }
 
 template <class Param, class State, Rounding kRounding, class Step, bool kMasked>
-GROK_CPU_CLONES void update(const Arrays& of_tile, int size, const Scalars& scalars, Decay decay) {
-  const Scalars numbers = scalars;  // copies: the compiler then knows that no store changes them
+GROK_CPU_CLONES void update(const Arrays& of_tile, int size, const void* scalars, Decay decay) {
+  // Copies: the compiler then knows that no store changes them.
+  const auto numbers = *static_cast<const ScalarsOf<typename Param::Real>*>(scalars);
   const Arrays arrays = of_tile;
 #pragma omp simd
   for (int i = 0; i < size; ++i)
@@ -76,9 +79,13 @@ GROK_CPU_CLONES void update(const Arrays& of_tile, int size, const Scalars& scal
 // For parameters of one format; `kMasked`: under a mask that keeps some elements of the tile.
 template <class Param, class Step, bool kMasked>
 Update update_of(Format state, Rounding rounding) {
-  if (state == Format::kFloat32) return update<Param, Float32, Rounding::kNearest, Step, kMasked>;
-  if (rounding == Rounding::kNearest) return update<Param, BFloat16, Rounding::kNearest, Step, kMasked>;
-  return update<Param, BFloat16, Rounding::kStochastic, Step, kMasked>;
+  if constexpr (Param::kFormat == Format::kFloat64) {
+    return update<Param, Float64, Rounding::kNearest, Step, kMasked>;
+  } else {
+    if (state == Format::kFloat32) return update<Param, Float32, Rounding::kNearest, Step, kMasked>;
+    if (rounding == Rounding::kNearest) return update<Param, BFloat16, Rounding::kNearest, Step, kMasked>;
+    return update<Param, BFloat16, Rounding::kStochastic, Step, kMasked>;
+  }
 }
 
 }  // namespace grokfused::cpu

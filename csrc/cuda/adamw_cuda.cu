@@ -8,6 +8,7 @@ Kernel choose_cuda_kernel(const Policies& policies) {
   switch (param_format_named(policies.param_dtype)) {
     case Format::kBFloat16: return cuda::kernel_for<BFloat16>(policies);
     case Format::kFloat16: return cuda::kernel_for<Float16>(policies);
+    case Format::kFloat64: return cuda::kernel_for<Float64>(policies);
     default: return cuda::kernel_for<Float32>(policies);
   }
 }

@@ -4,9 +4,10 @@
 // asked for.
 //
 // Memory: 36 bytes per float32 element with the EMA filter (reads param, grad, exp_avg, exp_avg_sq,
-// grad_ema: 20; writes all but grad: 16), 28 without; 24 with bfloat16 states. Parameters of 16 bits take 6
-// less, and 4 of these again with Kahan's rounding. A mask adds 0.125; a pack of which it keeps nothing costs
-// the param (4, or 2) where it zeroes, and nothing where it freezes. Per block besides: one row of the table.
+// grad_ema: 20; writes all but grad: 16), 28 without; 24 with bfloat16 states; all twice for float64.
+// Parameters of 16 bits take 6 less, and 4 of these again with Kahan's rounding. A mask adds 0.125; a pack of
+// which it keeps nothing costs the param (4, or 2) where it zeroes, and nothing where it freezes. Per block
+// besides: one row of the table.
 #pragma once
 
 #include <cstdint>
@@ -27,9 +28,11 @@ struct StoredStep {
   using State = StateFormat;
   using Step = ElementStep;
   using States = typename ElementStep::States;
+  using Real = typename Param::Real;
   static constexpr bool kHas16Bits =
       sizeof(typename Param::Stored) == 2 || sizeof(typename State::Stored) == 2;
-  static constexpr int kWidth = kHas16Bits ? 8 : 4;  // elements that a thread steps at once
+  // Elements that a thread steps at once.
+  static constexpr int kWidth = kHas16Bits ? 8 : kAlignment / sizeof(typename Param::Stored);
   static constexpr bool kCanKeepRest = sizeof(typename Param::Stored) == 2;
 };
 
@@ -45,8 +48,8 @@ struct alignas(kWidth == 1 ? sizeof(typename ArrayFormat::Stored) : kAlignment) 
   static GROK_HD const Pack& in(const void* array, int64_t i) {
     return *reinterpret_cast<const Pack*>(static_cast<const typename Format::Stored*>(array) + i);
   }
-  GROK_HD float widened(int k) const { return Format::widen(values[k]); }
-  GROK_HD void round(int k, float value, Rounding rounding, uint32_t random_bits) {
+  GROK_HD auto widened(int k) const { return Format::widen(values[k]); }
+  GROK_HD void round(int k, typename Format::Real value, Rounding rounding, uint32_t random_bits) {
     values[k] = rounded<Format>(value, rounding, random_bits);
   }
 };
@@ -97,17 +100,18 @@ struct Packs : StatePacks<Stored, typename Stored::States, kWidth> {
     each_written(slice, choices, [&](auto& pack, void* array) { pack.in(array, i) = pack; });
   }
 
-  GROK_HD void step(const Scalars& scalars, const Choices& choices, uint32_t random_key, uint32_t first) {
+  GROK_HD void step(const ScalarsOf<typename Stored::Real>& scalars, const Choices& choices,
+                    uint32_t random_key, uint32_t first) {
     const bool draws =
         choices.param_rounding == Rounding::kStochastic || choices.state_rounding == Rounding::kStochastic;
 #pragma unroll
     for (int k = 0; k < kWidth; ++k) {
-      typename Stored::Step::Element element;
+      Element<typename Stored::Real, typename Stored::States> element;
       element.param = param.widened(k);
       if constexpr (Stored::kCanKeepRest)
         if (choices.keeps_rest()) element.param = element.param + kahan_comp.widened(k);
       element.grad = grad.widened(k);
-      Stored::States::each([&](auto row, int) { element.*decltype(row)::kField = state(row).widened(k); });
+      Stored::States::each([&](auto row, int) { value_of<decltype(row)>(element) = state(row).widened(k); });
       Stored::Step::run(element, scalars, choices.decay);
       const uint32_t bits = draws ? random_bits(random_key, first + static_cast<uint32_t>(k)) : 0;
       param.round(k, element.param, choices.param_rounding, param_draw(bits));
@@ -115,7 +119,7 @@ struct Packs : StatePacks<Stored, typename Stored::States, kWidth> {
         if (choices.keeps_rest())
           kahan_comp.round(k, cut_off<typename Stored::Param>(element.param), Rounding::kNearest, 0);
       Stored::States::each([&](auto row, int) {
-        state(row).round(k, element.*decltype(row)::kField, choices.state_rounding, state_draw(bits));
+        state(row).round(k, value_of<decltype(row)>(element), choices.state_rounding, state_draw(bits));
       });
     }
   }
@@ -136,9 +140,9 @@ struct Packs : StatePacks<Stored, typename Stored::States, kWidth> {
   GROK_HD void clear(const Slice& slice, const Choices& choices, int64_t i) {
     if (slice.mask_mode == MaskMode::kFreeze) return;
     param = ParamPack::in(slice.param, i);
-    uint32_t bits = 0;
+    auto bits = stored_bits(param.values[0]);
 #pragma unroll
-    for (int k = 0; k < kWidth; ++k) bits |= stored_bits(param.values[k]);
+    for (int k = 1; k < kWidth; ++k) bits |= stored_bits(param.values[k]);
     if (bits == 0) return;
     each_written(slice, choices, [&](auto& pack, void* array) {
       pack = {};
@@ -157,7 +161,8 @@ struct Packs : StatePacks<Stored, typename Stored::States, kWidth> {
 
 // kWidth elements from i on.
 template <class Stored, int kWidth>
-GROK_HD void run_packs(const Slice& slice, const Choices& choices, int64_t i, const Scalars& scalars) {
+GROK_HD void run_packs(const Slice& slice, const Choices& choices, int64_t i,
+                       const ScalarsOf<typename Stored::Real>& scalars) {
   const uint32_t kept = kept_lanes(slice.mask, i, kWidth), all = kept_lanes(nullptr, i, kWidth);
   Packs<Stored, kWidth> packs;
   if (kept == 0) return packs.clear(slice, choices, i);
@@ -168,14 +173,16 @@ GROK_HD void run_packs(const Slice& slice, const Choices& choices, int64_t i, co
 }
 
 // The gradients overflowed under the loss scale.
-GROK_HD bool is_cancelled(const DeviceNumbers& numbers) {
+template <class Real>
+GROK_HD bool is_cancelled(const DeviceNumbers<Real>& numbers) {
   if (!numbers.found_inf) return false;
   assume_global(numbers.found_inf);
   return *numbers.found_inf != 0;
 }
 
-GROK_HD Scalars scalars_of(const Table& table, int32_t tensor) {
-  const float* grad_scale = table.numbers.grad_scale;
+template <class Real>
+GROK_HD ScalarsOf<Real> scalars_of(const Table<Real>& table, int32_t tensor) {
+  const Real* grad_scale = table.numbers.grad_scale;
   if (grad_scale) assume_global(grad_scale);
   return unscaled(table.scalars_of(tensor), grad_scale);
 }
@@ -220,22 +227,22 @@ GROK_HD Slice chunk_of(const Slice& slice, const Choices& choices, int64_t begin
 template <class Stored, class Source>
 __global__ void __launch_bounds__(kThreads, 1) adamw_kernel(const __grid_constant__ Source source) {
   constexpr int kWidth = Stored::kWidth;
-  const Table table = source.table();
+  const Table<typename Stored::Real> table = source.table();
   if (is_cancelled(table.numbers)) return;
   const Choices choices = table.choices;
   const int32_t chunk = static_cast<int32_t>(blockIdx.x), tensor = table.tensor_of(chunk);
   const int thread = static_cast<int>(threadIdx.x);
   const Slice slice = table.slices[tensor];
-  const Scalars scalars = scalars_of(table, tensor);
+  const auto scalars = scalars_of(table, tensor);
   const uint32_t key = random_key(table.seed, static_cast<uint32_t>(scalars.step));
   const int64_t begin = table.begin_of(chunk, tensor);
-  const Slice part = chunk_of<Stored>(slice, choices, begin, scalars.step, key);
+  const Slice part = chunk_of<Stored>(slice, choices, begin, static_cast<float>(scalars.step), key);
   const int size = static_cast<int>(part.size);
   const int body = Packs<Stored, kWidth>::fits(part, choices) ? size / kWidth * kWidth : 0;
   for (int i = thread * kWidth; i < body; i += kThreads * kWidth)
     run_packs<Stored, kWidth>(part, choices, i, scalars);
   for (int i = body + thread; i < size; i += kThreads) run_packs<Stored, 1>(part, choices, i, scalars);
-  if (thread == 0 && begin == 0) advance(slice.step, scalars.step);
+  if (thread == 0 && begin == 0) advance(slice.step, static_cast<float>(scalars.step));
 }
 
 }  // namespace grokfused

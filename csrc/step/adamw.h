@@ -8,26 +8,34 @@
 #include "element.h"
 #include "fail.h"
 #include "portable.h"
-#include "scalars.h"
 
 namespace grokfused {
 
 struct ExpAvg {
   static constexpr StateRow kRow{"exp_avg"};
-  float exp_avg = 0;
-  static constexpr auto kField = &ExpAvg::exp_avg;
+  template <class Real>
+  struct Value {
+    Real exp_avg = 0;
+    static constexpr auto kField = &Value::exp_avg;
+  };
 };
 
 struct ExpAvgSq {
   static constexpr StateRow kRow{"exp_avg_sq"};
-  float exp_avg_sq = 0;
-  static constexpr auto kField = &ExpAvgSq::exp_avg_sq;
+  template <class Real>
+  struct Value {
+    Real exp_avg_sq = 0;
+    static constexpr auto kField = &Value::exp_avg_sq;
+  };
 };
 
 struct MaxExpAvgSq {
   static constexpr StateRow kRow{"max_exp_avg_sq"};
-  float max_exp_avg_sq = 0;
-  static constexpr auto kField = &MaxExpAvgSq::max_exp_avg_sq;
+  template <class Real>
+  struct Value {
+    Real max_exp_avg_sq = 0;
+    static constexpr auto kField = &Value::max_exp_avg_sq;
+  };
 };
 
 using Moments = StateRows<ExpAvg, ExpAvgSq>;
@@ -37,7 +45,7 @@ enum class Decay : uint8_t {
   kDecoupled,  // as torch.optim.AdamW: the decay acts on the parameter alone
 };
 
-template <class Element>
+template <class Element, class Scalars>
 GROK_HD void apply_decay(Element& element, const Scalars& scalars, Decay decay) {
   if (decay == Decay::kCoupled)
     element.grad = element.grad + scalars.weight_decay * element.param;
@@ -48,7 +56,7 @@ GROK_HD void apply_decay(Element& element, const Scalars& scalars, Decay decay) 
 struct CurrentSecondMoment {
   using States = StateRows<>;
   template <class Element>
-  static GROK_HD float choose(Element& element) {
+  static GROK_HD auto choose(Element& element) {
     return element.exp_avg_sq;
   }
 };
@@ -57,21 +65,21 @@ struct CurrentSecondMoment {
 struct LargestSecondMoment {
   using States = StateRows<MaxExpAvgSq>;
   template <class Element>
-  static GROK_HD float choose(Element& element) {
+  static GROK_HD auto choose(Element& element) {
     // Written so that a NaN in either is kept, as torch.maximum keeps it.
-    const float largest = element.max_exp_avg_sq, current = element.exp_avg_sq;
+    const auto largest = element.max_exp_avg_sq, current = element.exp_avg_sq;
     element.max_exp_avg_sq = current <= largest || largest != largest ? largest : current;
     return element.max_exp_avg_sq;
   }
 };
 
-template <class SecondMoment, class Element>
+template <class SecondMoment, class Element, class Scalars>
 GROK_HD void adamw(Element& element, const Scalars& scalars, Decay decay) {
   apply_decay(element, scalars, decay);
   element.exp_avg = element.exp_avg + scalars.beta1_weight * (element.grad - element.exp_avg);
   element.exp_avg_sq =
       scalars.beta2 * element.exp_avg_sq + scalars.beta2_weight * element.grad * element.grad;
-  const float denom = std::sqrt(SecondMoment::choose(element)) * scalars.denom_scale + scalars.eps;
+  const auto denom = std::sqrt(SecondMoment::choose(element)) * scalars.denom_scale + scalars.eps;
   element.param = element.param - scalars.step_size * element.exp_avg / denom;
 }
 

@@ -1,4 +1,4 @@
-// One element between its read and its write: float32 values, no addresses. Which state arrays it has are
+// One element between its read and its write: values, no addresses. Which state arrays it has are
 // rows: each room lists its own, and whatever reads, writes, masks or clears the arrays of a step walks over
 // the list.
 #pragma once
@@ -23,8 +23,8 @@ GROK_HD int64_t plane_begin(int planes, float step, int64_t size) {
   return planes == 1 ? 0 : (static_cast<int64_t>(step) - 1) % planes * size;
 }
 
-// A row is a struct with a StateRow, `kRow`, and one float: the state's value in an element, under the name
-// by which its room knows it; `kField` says which member that is.
+// A row is a struct with a StateRow, `kRow`, and a struct template, `Value`, of one number: the state's value
+// in an element, under the name by which its room knows it; `kField` says which member that is.
 template <class... Rows>
 struct StateRows {
   static constexpr int kCount = sizeof...(Rows);
@@ -42,13 +42,20 @@ constexpr StateRows<Rows..., More...> operator+(StateRows<Rows...>, StateRows<Mo
   return {};
 }
 
-template <class Rows>
+template <class Real, class Rows>
 struct Element;
 
-template <class... Rows>
-struct Element<StateRows<Rows...>> : Rows... {
-  float param = 0;
-  float grad = 0;
+template <class Number, class... Rows>
+struct Element<Number, StateRows<Rows...>> : Rows::template Value<Number>... {
+  using Real = Number;
+  Real param = 0;
+  Real grad = 0;
 };
+
+// The value of one row in an element.
+template <class Row, class Element>
+GROK_HD auto& value_of(Element& element) {
+  return element.*Row::template Value<typename Element::Real>::kField;
+}
 
 }  // namespace grokfused

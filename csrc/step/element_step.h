@@ -15,10 +15,10 @@ namespace grokfused {
 template <class GradFilter, class SecondMoment>
 struct ElementStep {
   using States = decltype(Moments{} + typename SecondMoment::States{} + typename GradFilter::States{});
-  using Element = grokfused::Element<States>;
   static_assert(States::kCount + 1 <= kMaxStates, "with KahanComp they are the states of a Slice");
 
-  static GROK_HD void run(Element& element, const Scalars& scalars, Decay decay) {
+  template <class Real>
+  static GROK_HD void run(Element<Real, States>& element, const ScalarsOf<Real>& scalars, Decay decay) {
     element.grad = element.grad * scalars.grad_factor;
     GradFilter::apply(element, scalars);
     adamw<SecondMoment>(element, scalars, decay);
@@ -45,7 +45,8 @@ struct Choices {
 };
 
 inline Choices choices_of(const Policies& names) {
-  const Format param = param_format_named(names.param_dtype), state = state_format_named(names.state_dtype);
+  const Format param = param_format_named(names.param_dtype);
+  const Format state = state_format_named(names.state_dtype, param);
   return {param, state, param_rounding_named(names.param_rounding, param),
           state_rounding_named(names.state_rounding, state), decay_named(names.decay)};
 }

@@ -7,26 +7,28 @@
 #include "element.h"
 #include "fail.h"
 #include "portable.h"
-#include "scalars.h"
 
 namespace grokfused {
 
 struct NoFilter {
   using States = StateRows<>;
-  template <class Element>
+  template <class Element, class Scalars>
   static GROK_HD void apply(Element&, const Scalars&) {}
 };
 
 struct GradEma {
   static constexpr StateRow kRow{"grad_ema"};
-  float grad_ema = 0;
-  static constexpr auto kField = &GradEma::grad_ema;
+  template <class Real>
+  struct Value {
+    Real grad_ema = 0;
+    static constexpr auto kField = &Value::grad_ema;
+  };
 };
 
 // h = alpha * h + (1 - alpha) * g;  g = g + lamb * h  (algorithm 2, Grokfast-EMA)
 struct Ema {
   using States = StateRows<GradEma>;
-  template <class Element>
+  template <class Element, class Scalars>
   static GROK_HD void apply(Element& element, const Scalars& scalars) {
     element.grad_ema = scalars.alpha * element.grad_ema + scalars.alpha_weight * element.grad;
     element.grad = element.grad + scalars.lamb * element.grad_ema;

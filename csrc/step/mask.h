@@ -40,8 +40,10 @@ GROK_HD uint32_t kept_bits(uint32_t lanes, int lane) { return -(lanes >> lane & 
 // By selection, because no multiplication takes a NaN away; of bits, because compilers make of a choice a
 // load that skips what is not chosen, and on some processors a loop of those runs at half the speed of
 // memory.
-GROK_HD uint32_t masked(Where where, uint32_t stepped, uint32_t before) {
-  return (stepped & where.stepped) | (before & where.before);
+template <class Bits>
+GROK_HD Bits masked(Where where, Bits stepped, Bits before) {
+  const auto wide = [](uint32_t bits) { return static_cast<Bits>(static_cast<int32_t>(bits)); };
+  return (stepped & wide(where.stepped)) | (before & wide(where.before));
 }
 
 }  // namespace grokfused

@@ -29,6 +29,12 @@ GROK_HD uint32_t bits_of(float value) {
   return bits;
 }
 
+GROK_HD uint64_t bits_of(double value) {
+  uint64_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
 GROK_HD float float_of(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);

@@ -1,5 +1,5 @@
 // The numbers that all elements of a tensor share in one step. They arrive derived and rounded
-// (grokfused/scalars.py does it once, in float64); but for the loss scale, nothing here may compute them
+// (grokfused/step/scalars.py does it once, in float64); but for the loss scale, nothing here may compute them
 // again.
 #pragma once
 
@@ -9,29 +9,33 @@
 
 namespace grokfused {
 
-// One row of the op's `scalars` table: the fields, in this order, are the columns. The names and
-// the order are those of grokfused.scalars.Scalars; tests/test_contract.py compares the two.
-struct Scalars {
-  float step;          // 1, 2, ...: what the step counter becomes; feeds the random bits
-  float grad_factor;   // multiplies the stored gradient: -1 to maximize
-  float alpha;         // multiplies grad_ema; 0 in the step that starts it from the gradient
-  float alpha_weight;  // multiplies the gradient on its way into grad_ema
-  float lamb;          // multiplies grad_ema on its way into the gradient
-  float weight_decay;  // multiplies the parameter on its way into the gradient (coupled decay)
-  float param_scale;   // multiplies the parameter (decoupled decay)
-  float beta1_weight;  // multiplies the gradient's distance from exp_avg
-  float beta2;         // multiplies exp_avg_sq
-  float beta2_weight;  // multiplies the squared gradient
-  float step_size;     // multiplies exp_avg: lr over its bias correction
-  float denom_scale;   // multiplies sqrt(exp_avg_sq): its bias correction
-  float eps;           // keeps the denominator from 0
+// One row of the table of scalars: the fields, in this order, are the columns. The names and the order are
+// those of grokfused.backends.reference.Scalars; tests/test_contract.py compares the two. In float64 for
+// parameters of float64, else in float32.
+template <class Real>
+struct ScalarsOf {
+  Real step;          // 1, 2, ...: what the step counter becomes; feeds the random bits
+  Real grad_factor;   // multiplies the stored gradient: -1 to maximize
+  Real alpha;         // multiplies grad_ema; 0 in the step that starts it from the gradient
+  Real alpha_weight;  // multiplies the gradient on its way into grad_ema
+  Real lamb;          // multiplies grad_ema on its way into the gradient
+  Real weight_decay;  // multiplies the parameter on its way into the gradient (coupled decay)
+  Real param_scale;   // multiplies the parameter (decoupled decay)
+  Real beta1_weight;  // multiplies the gradient's distance from exp_avg
+  Real beta2;         // multiplies exp_avg_sq
+  Real beta2_weight;  // multiplies the squared gradient
+  Real step_size;     // multiplies exp_avg: lr over its bias correction
+  Real denom_scale;   // multiplies sqrt(exp_avg_sq): its bias correction
+  Real eps;           // keeps the denominator from 0
 };
 
+using Scalars = ScalarsOf<float>;
 constexpr int64_t kScalarCount = sizeof(Scalars) / sizeof(float);
 
 // The numbers for gradients of a loss that was multiplied by *grad_scale (null: by nothing). Here and not
 // in Python, because the scale may be known to the device alone.
-GROK_HD Scalars unscaled(Scalars scalars, const float* grad_scale) {
+template <class Real>
+GROK_HD ScalarsOf<Real> unscaled(ScalarsOf<Real> scalars, const Real* grad_scale) {
   if (grad_scale) scalars.grad_factor = scalars.grad_factor / *grad_scale;
   return scalars;
 }

@@ -23,6 +23,7 @@ class Kind(NamedTuple):
     """What a backend must know of a bucket to say whether it can run it."""
 
     device: str
+    dtype: torch.dtype  # of the parameters
     dense: bool  # the elements fill one stretch of memory, as they are: none is negated only when read
 
 
@@ -80,7 +81,7 @@ def choose(name: str, kind: Kind) -> str:
 
 def choose_for(name: str, param: Tensor, dense: bool) -> str:
     """Returns ``choose`` for a parameter whose shard is dense or not."""
-    return choose(name, Kind(param.device.type, dense))
+    return choose(name, Kind(param.device.type, param.dtype, dense))
 
 
 def info() -> dict[str, Any]:
@@ -92,7 +93,7 @@ def info() -> dict[str, Any]:
         device -> the backend that ``backend="auto"`` takes.
     """
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    kinds = {device: Kind(device, dense=True) for device in devices}
+    kinds = {device: Kind(device, torch.float32, dense=True) for device in devices}
     refusals = {
         name: {device: backend(name).why_not(kind) for device, kind in kinds.items()} for name in BACKENDS
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -36,6 +37,11 @@ class Scalars(NamedTuple):
     step_size: float
     denom_scale: float
     eps: float
+
+
+def real_dtype(param: torch.dtype) -> torch.dtype:
+    """Returns in which numbers a step of such parameters is computed: float64 for float64, else float32."""
+    return torch.float64 if param is torch.float64 else torch.float32
 
 
 def why_not(kind: Any) -> str | None:
@@ -89,8 +95,7 @@ def adamw(values: dict[str, Tensor], scalars: Scalars, decay: str) -> dict[str, 
     if "max_exp_avg_sq" in new:
         second_moment = torch.maximum(new["max_exp_avg_sq"], second_moment)
         new["max_exp_avg_sq"] = second_moment
-    # torch's float32 sqrt is not correctly rounded for long tensors; through float64 it is.
-    root = second_moment.double().sqrt().float()
+    root = torch.from_numpy(numpy.sqrt(second_moment.numpy()))  # torch's is not always correctly rounded
     denom = root * scalars.denom_scale + scalars.eps
     new["param"] = new["param"] - scalars.step_size * new["exp_avg"] / denom
     return new
@@ -100,9 +105,8 @@ def unscaled(scalars: Scalars, grad_scale: Tensor | None) -> Scalars:
     """Returns the numbers for gradients of a loss that was multiplied by ``grad_scale``, rounded once."""
     if grad_scale is None:
         return scalars
-    factor = (
-        torch.tensor([scalars.grad_factor], dtype=torch.float32, device="cpu") / grad_scale.reshape(1).cpu()
-    )
+    scale = grad_scale.reshape(1).cpu()
+    factor = torch.tensor([scalars.grad_factor], dtype=scale.dtype, device="cpu") / scale
     return scalars._replace(grad_factor=factor.item())
 
 
@@ -180,7 +184,7 @@ def round_stochastically(values: Tensor, bits: Tensor, dtype: torch.dtype = torc
 
 def round_to(values: Tensor, dtype: torch.dtype, bits: Tensor | None = None) -> Tensor:
     """Rounds float32 [n] to ``dtype``: to nearest even, or with ``bits`` stochastically."""
-    if bits is None or dtype is torch.float32:
+    if bits is None or dtype in (torch.float32, torch.float64):
         return values.to(dtype)
     return round_stochastically(values, bits, dtype)
 
@@ -250,16 +254,16 @@ def adamw_step_(
     """Updates params, states and step counters in place; what a backend of Python's is called with.
 
     Args:
-        params: float32, bfloat16 or float16, any shape and any strides.
+        params: float32, bfloat16, float16 or float64, all alike; any shape and any strides.
         grads: Like the parameters; read only.
         steps: One element each, which becomes its row's ``step``.
         masks: int32 [words], a bit per element in memory order (``kept_elements``), or None for a parameter
             without a mask.
         states: Name -> a tensor per parameter, of its shape or of planes of that (``plane_of``):
-            ``exp_avg`` and ``exp_avg_sq``, float32 or bfloat16; for AMSGrad ``max_exp_avg_sq`` and for the
-            filter "ema" ``grad_ema``, the same; with ``param_rounding`` "kahan", beside parameters of 16
-            bits, ``kahan_comp``, like those.
-        scalars: float32 [rows, fields of ``Scalars``].
+            ``exp_avg`` and ``exp_avg_sq``, float32 or bfloat16, or float64 beside parameters of that; for
+            AMSGrad ``max_exp_avg_sq`` and for the filter "ema" ``grad_ema``, the same; with
+            ``param_rounding`` "kahan", beside parameters of 16 bits, ``kahan_comp``, like those.
+        scalars: ``real_dtype`` [rows, fields of ``Scalars``].
         rows: The row of ``scalars`` for each tensor.
         mask_modes: For each parameter 0 ("zero") or 1 ("freeze"); see ``masked``.
         grad_filter: A key of ``GRAD_FILTERS``.
@@ -268,7 +272,7 @@ def adamw_step_(
         param_rounding: "nearest", "stochastic" or "kahan"; how parameters of 16 bits are rounded
             (``round_stochastically``, ``cut_off``; arXiv:2010.06192).
         seed: Picks the random bits, together with step and element index.
-        grad_scale: float32, one element: divides the gradients. (default: None, by 1)
+        grad_scale: ``real_dtype``, one element: divides the gradients. (default: None, by 1)
         found_inf: float32, one element: where it is not 0, nothing changes. (default: None, 0)
 
     Raises:
@@ -280,13 +284,14 @@ def adamw_step_(
         return
     stochastic = dict.fromkeys(states, state_rounding == "stochastic")
     stochastic |= {"param": param_rounding == "stochastic", "kahan_comp": False}
+    real = real_dtype(params[0].dtype)
     for t, row in enumerate(rows):
         arrays = {"param": params[t], "grad": grads[t]}
         arrays |= {
             name: plane_of(list_[t], params[t], scalars[row, 0].item()) for name, list_ in states.items()
         }
         ordered = {name: in_memory_order(array, params[t]) for name, array in arrays.items()}
-        values = {name: view.reshape(-1).float().cpu() for name, view in ordered.items()}
+        values = {name: view.reshape(-1).to("cpu", real) for name, view in ordered.items()}
         numbers = unscaled(Scalars(*scalars[row].tolist()), grad_scale)
         if "kahan_comp" in states:
             values["param"] = values["param"] + values["kahan_comp"]

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from grokfused import GrokAdam, GrokAdamW
+from grokfused import GrokAdam, GrokAdamW, backends
 from grokfused.state.arrays import NAMES
+from grokfused.state.storage import PARAM_DTYPES
 from grokfused.step.grad_filter import FILTERS
 
 # Edges of vector widths, of dimensions and of memory orders; "many" is split between threads. The last ones
@@ -76,6 +77,20 @@ def cases() -> Iterator[Case]:
         # What is only a factor of the gradient, or says who numbers the steps, needs no product of its own.
         scale = 3072.5 if amsgrad else None
         yield Case(param, "nearest", *state, kind, decay, amsgrad, amsgrad, scale, capturable=kind == "none")
+    for kind, decay, amsgrad in product(FILTERS, decays, (False, True)):
+        scale = 3072.5 if amsgrad else None
+        yield Case(
+            torch.float64,
+            "nearest",
+            torch.float32,
+            "nearest",
+            kind,
+            decay,
+            amsgrad,
+            amsgrad,
+            scale,
+            kind == "none",
+        )
     # With each rounding and each kind of states, and with each rounding all values of the other options.
     for n, (param, rounding, (state, of_it)) in enumerate(
         product(params[1:], ("stochastic", "kahan"), states)
@@ -83,6 +98,17 @@ def cases() -> Iterator[Case]:
         kind, decay, amsgrad = list(FILTERS)[n % len(FILTERS)], decays[n // 2 % 2], (n + n // 3) % 3 == 1
         scale = None if amsgrad else 3072.5
         yield Case(param, rounding, state, of_it, kind, decay, amsgrad, not amsgrad, scale, n % 2 == 0)
+
+
+def cases_of(backend: str, device: str) -> list[Case]:
+    """Returns the part of the grid whose dtypes a backend takes: Triton's kernels have no float64."""
+    why_not = backends.backend(backend).why_not
+    takes = {
+        dtype: why_not(backends.Kind(device, dtype, dense=True)) is None
+        or why_not(backends.Kind(device, torch.float32, dense=True)) is not None
+        for dtype in PARAM_DTYPES
+    }
+    return [case for case in cases() if takes[case.param_dtype]]
 
 
 def _laid_out(name: str, values: Tensor) -> Tensor:
@@ -179,7 +205,7 @@ def differing_bits(a: Tensor, b: Tensor) -> int:
     """Counts the elements that differ in any bit; every NaN counts as the same."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return max(a.numel(), b.numel(), 1)
-    integers = {2: torch.int16, 4: torch.int32}[a.element_size()]
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     same = (a.contiguous().view(integers) == b.contiguous().view(integers)) | (a.isnan() & b.isnan())
     return int((~same).sum())
 

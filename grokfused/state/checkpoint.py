@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grokfused.backends.reference import real_dtype
 from grokfused.state.arrays import MOMENTS, ROUNDED_DTYPES, Array, there
 from grokfused.state.prepare import check_state, wrong_step
 from grokfused.state.sharding import unlike
-from grokfused.state.storage import PARAM_DTYPES, STATE_DTYPES, state_like
+from grokfused.state.storage import PARAM_DTYPES, STATE_DTYPES, state_dtype_for, state_like
 from grokfused.step.clipping import max_norm_of
 from grokfused.step.mask import check_mask, check_mode, pack, unpack, zero_left_out
 from grokfused.step.members import param_names
@@ -155,9 +156,9 @@ def saved_states(
     every_option = [{**defaults, **saved_group} for saved_group in saved_groups]
     for number, (group, saved_group) in enumerate(zip(groups, saved_groups, strict=True)):
         _check_group(saved_group, every_option[number], f"param_groups[{number}]")
-        dtype = STATE_DTYPES[every_option[number]["state_dtype"]]
         for param, key in zip(group["params"], saved_group["params"], strict=True):
             if state := states.get(key):
+                dtype = state_dtype_for(param, every_option[number]["state_dtype"])
                 _check_state(param, state, dtype, f"state[{key!r}]")
                 found.append((param, dtype, state))
         _check_masks(saved_group, states, f"param_groups[{number}]")
@@ -203,10 +204,13 @@ def _check_array(param: Tensor, value: object, array: Array, dtype: torch.dtype,
     if array.like_param:  # Kahan's rest: of a rounded parameter, which may be of another dtype by now
         if value.dtype not in ROUNDED_DTYPES:
             raise ValueError(f"{name} must be bfloat16 or float16, got {value.dtype}: convert it first")
-    elif value.dtype not in (torch.float64, *PARAM_DTYPES):
+    elif value.dtype not in PARAM_DTYPES:
         raise ValueError(
-            f"{name} must be float32, bfloat16 or float16, got {value.dtype}: convert the saved state first"
+            f"{name} must be float32, bfloat16, float16 or float64, got {value.dtype}: "
+            "convert the saved state first"
         )
+    elif (value.dtype, dtype) == (torch.float64, torch.float32):
+        pass  # as in torch, where states are made like their parameter
     elif torch.promote_types(value.dtype, dtype) is not dtype:
         larger = f"make the optimizer with state_dtype={value.dtype}, or "
         raise ValueError(
@@ -307,6 +311,6 @@ def for_torch(optimizer: Any) -> dict[str, Any]:
 
 def _state_for_torch(param: Tensor, state: Mapping[str, Any], amsgrad: bool) -> dict[str, Tensor]:
     arrays = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if amsgrad else ()))
-    moments = {key: state_like(param, torch.float32, state.get(key)) for key in arrays}
+    moments = {key: state_like(param, real_dtype(param.dtype), state.get(key)) for key in arrays}
     step = torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu")
     return {"step": step, **moments}

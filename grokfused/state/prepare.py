@@ -23,6 +23,7 @@ from grokfused.state.storage import (
     check_param,
     is_dense,
     lies_like,
+    state_dtype_for,
     state_like,
 )
 from grokfused.step.grad_filter import FILTERS, note_start
@@ -36,7 +37,7 @@ COUNTERS = (torch.float32, torch.float64, torch.int64, torch.int32)
 def kind_of(param: Tensor) -> backends.Kind:
     """Returns what a backend must know of a parameter."""
     shard = local(param)
-    return backends.Kind(param.device.type, is_dense(shard) and not shard.is_neg())
+    return backends.Kind(param.device.type, param.dtype, is_dense(shard) and not shard.is_neg())
 
 
 def check_place(param: Tensor, grad: Tensor, state: State, group: Group, name: object) -> None:
@@ -93,6 +94,8 @@ def check_state(param: Tensor, state: Mapping[str, Any], name: object) -> None:
         if array.like_param:
             if value.dtype not in ROUNDED_DTYPES:
                 raise RuntimeError(f"{which} must have 16 bits, it is {value.dtype}")
+        elif param.dtype is torch.float64 and value.dtype in (torch.float64, *STATE_DTYPES.values()):
+            pass  # widened, where it is narrower
         elif value.dtype not in STATE_DTYPES.values() or value.dtype != state[MOMENTS[0]].dtype:
             raise RuntimeError(
                 f"the states of {name} must all be float32 or all bfloat16, {array.name!r} is {value.dtype}"
@@ -105,8 +108,8 @@ def prepare_state(param: Tensor, state: State, group: Group) -> None:
     if not isinstance(state.get("step"), Tensor):
         # On the CPU and of this dtype, whatever default someone has set.
         state["step"] = torch.tensor(float(state.get("step", 0)), dtype=torch.float32, device="cpu")
-    dtype = STATE_DTYPES[group["state_dtype"]]
-    if MOMENTS[0] in state:
+    dtype = state_dtype_for(param, group["state_dtype"])
+    if MOMENTS[0] in state and param.dtype is not torch.float64:
         dtype = state[MOMENTS[0]].dtype
     needed = used(param, group)
     for array in ARRAYS:
@@ -120,7 +123,8 @@ def prepare_state(param: Tensor, state: State, group: Group) -> None:
             if array.name in FILTERS[group["grad_filter"]].states:
                 note_start(state)
         else:
-            state[array.name] = _lying_like(param, state[array.name], array.planes)
+            value = state[array.name] if array.like_param else state[array.name].to(dtype)
+            state[array.name] = _lying_like(param, value, array.planes)
     if "mask" in state:
         arrays = [state[array.name] for array in needed]
         state["mask"] = cleared(fitting(state["mask"], param), arrays)

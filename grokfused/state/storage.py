@@ -7,7 +7,7 @@ from torch import Tensor
 
 from grokfused.state.sharding import gathered_grad, is_partial, local, sharded_like, unlike
 
-PARAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+PARAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PARAM_ROUNDINGS = ("nearest", "stochastic", "kahan")
 
@@ -18,6 +18,11 @@ def state_dtype_name(dtype: object) -> str:
     if name not in STATE_DTYPES:
         raise ValueError(f"state_dtype must be torch.float32 or torch.bfloat16, got {dtype!r}")
     return name
+
+
+def state_dtype_for(param: Tensor, name: str) -> torch.dtype:
+    """Returns the dtype of a parameter's states: float64 for float64, else that of the option's name."""
+    return torch.float64 if param.dtype is torch.float64 else STATE_DTYPES[name]
 
 
 def _significant_dims(tensor: Tensor) -> list[tuple[int, int]]:
@@ -56,7 +61,7 @@ def check_param(param: object, name: object) -> None:
             "torch.view_as_real(param) instead"
         )
     if param.dtype not in PARAM_DTYPES:
-        raise TypeError(f"{name} must be float32, bfloat16 or float16, got {param.dtype}")
+        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {param.dtype}")
     if param.layout is not torch.strided or param.is_nested:
         kind = "a nested tensor" if param.is_nested else f"layout {param.layout}"
         raise TypeError(f"{name} must be a dense tensor, got {kind}")

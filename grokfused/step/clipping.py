@@ -73,11 +73,12 @@ def max_norm_of(groups: Groups) -> float | None:
 
 @torch.no_grad()
 def total_norm(grads: Sequence[Tensor]) -> Tensor:
-    """Returns the Euclidean norm of all gradients together: float32 [], on the device of the first.
+    """Returns the Euclidean norm of all gradients together: [], on the device of the first.
 
-    Of float32 gradients it is that of ``torch.nn.utils.get_total_norm``, to the bit. 16-bit ones are summed
-    in float32 here, where torch rounds the norm of each tensor to 16 bits (float16 ends at 65504). DTensors
-    count whole, each mesh of processes by itself, other tensors as they are on this process.
+    It is float32, or float64 if there is a gradient of that. Of float32 and float64 gradients it is that of
+    ``torch.nn.utils.get_total_norm``, to the bit. 16-bit ones are summed in float32 here, where torch rounds
+    the norm of each tensor to 16 bits (float16 ends at 65504). DTensors count whole, each mesh of processes
+    by itself, other tensors as they are on this process.
     """
     kinds: dict[Any, list[Tensor]] = {}
     for grad in grads:
@@ -92,8 +93,8 @@ def total_norm(grads: Sequence[Tensor]) -> Tensor:
 
 
 def _norm(alike: list[Tensor]) -> Tensor:
-    """Returns the norm of float32 gradients, or of 16-bit ones of one dtype and device."""
-    if alike[0].dtype is torch.float32:
+    """Returns the norm of gradients of one dtype (and, of 16-bit ones, device)."""
+    if alike[0].dtype in (torch.float32, torch.float64):
         return torch.nn.utils.get_total_norm(alike)
     pieces = [piece for grad in alike for piece in _pieces(grad)]
     each: list[Tensor] = list(torch._foreach_norm(pieces, 2.0, dtype=torch.float32))
@@ -128,7 +129,7 @@ def clipped(scale: GradScale, grads: Sequence[Tensor], max_norm: float) -> GradS
     norm = total_norm(grads)
     loss_scale = scale.get("grad_scale")
     if loss_scale is not None:
-        loss_scale = loss_scale.to(norm.device, torch.float32).reshape(())
+        loss_scale = loss_scale.to(norm.device, norm.dtype).reshape(())
         norm = norm / loss_scale
     coefficient = (max_norm / (norm + EPS)).clamp(max=1.0)
     return {**scale, "grad_scale": (1.0 if loss_scale is None else loss_scale) / coefficient}

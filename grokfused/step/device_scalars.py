@@ -24,8 +24,9 @@ def table(
     starts: Sequence[float],
     steps: Sequence[Tensor],
     device: torch.device,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Returns the scalars of the step after ``steps``: float32 [tensors, fields of Scalars], on the device.
+    """Returns the scalars of the step after ``steps``: ``dtype`` [tensors, fields of Scalars], on the device.
 
     A hyperparameter that is a number is copied there, and a graph replays the one that was captured. A
     learning rate or a beta that is a tensor of the device is read there in every step. All that a captured
@@ -37,6 +38,7 @@ def table(
         starts: Tensor -> the step in which its filter's memory starts as the gradient itself.
         steps: Tensor -> its step counter, float32 of one element, on the device.
         device: Where the tensors are.
+        dtype: In which numbers they are stepped.
 
     Raises:
         TypeError, ValueError: A hyperparameter is no number or out of range; the message names it.
@@ -54,7 +56,7 @@ def table(
     alpha = alpha * (step != first)
     values: Any = Hyperparameters(lr, (beta1, beta2), eps, weight_decay, alpha, lamb)  # type: ignore[arg-type]
     row: Any = derive(values, step=step, grad_factor=factor, sqrt=torch.sqrt)
-    return torch.stack(row, dim=1).float()
+    return torch.stack(row, dim=1).to(dtype)
 
 
 def _rates(group: Group) -> tuple[Any, ...]:

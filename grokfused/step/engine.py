@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from grokfused import backends
+from grokfused.backends.reference import real_dtype
 from grokfused.state.prepare import check_place, place_counter, prepare_state
 from grokfused.state.sharding import is_sharded, local
 from grokfused.state.storage import fitting_grad
@@ -137,19 +138,22 @@ class Step:
             walk.starts(bucket),
             walk.lists(bucket)["step"],
             self._members.params[place].device,
+            real_dtype(self._members.params[place].dtype),
         )
 
     def _run(self, walk: Any, rows: list[Any], buckets: list[Any]) -> None:
         walk.take_rows(rows)
         for bucket, (backend, on_device, policy, place, table) in enumerate(buckets):
-            scale = {}
+            scale, real = {}, real_dtype(self._members.params[place].dtype)
             if self._scale:
                 device = self._members.params[place].device if on_device else CPU
-                scale = {name: n.to(device, torch.float32).reshape(()) for name, n in self._scale.items()}
+                for name, number in self._scale.items():
+                    dtype = real if name == "grad_scale" else torch.float32
+                    scale[name] = number.to(device, dtype).reshape(())
             if not on_device and scale and scale.pop("found_inf", NONE).item() != 0:
                 continue
             if backend != "native":
-                numbers = scalar_table(rows) if table is None else table
+                numbers = scalar_table(rows, real) if table is None else table
                 _run_lists(backend, walk, bucket, self._policies[policy], numbers, scale)
             elif torch.autograd.profiler._is_profiler_enabled:  # no operator of torch's tells it
                 with torch.profiler.record_function("grokfused::native"):

@@ -159,9 +159,10 @@ def grad_factor(group: Mapping[str, Any]) -> float:
     return -1.0 if group["maximize"] else 1.0
 
 
-def scalar_table(rows: Sequence[Scalars]) -> Tensor:
-    """Returns the rows rounded to float32: [rows, fields of Scalars].
+def scalar_table(rows: Sequence[Scalars], dtype: torch.dtype) -> Tensor:
+    """Returns the rows, rounded to float32 or as they are: [rows, fields of Scalars].
 
     The native backend rounds them itself, alike (csrc/walk.h).
     """
-    return torch.from_numpy(numpy.array(rows, dtype=numpy.float32, ndmin=2))
+    kind = numpy.float64 if dtype is torch.float64 else numpy.float32
+    return torch.from_numpy(numpy.array(rows, dtype=kind, ndmin=2))
