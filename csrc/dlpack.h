@@ -72,9 +72,10 @@ class TensorReader {
   }
 
   // Learns from a tensor where its implementation is noted, and in that its storage and its dispatch keys:
-  // torch tells all three. Of the keys, the negative view of the same tensor has one more.
+  // torch tells all three. Of the keys, the negative view of the same tensor has one more; `conjugate` is
+  // that of a conjugate view.
   void learn(const pybind11::object& sample, const pybind11::object& negative, uint64_t keys,
-             uint64_t negative_keys) {
+             uint64_t negative_keys, uint64_t conjugate) {
     const char* implementation = address_in(sample.attr("_cdata"));
     const char* negated = address_in(negative.attr("_cdata"));
     const char* storage = address_in(sample.attr("untyped_storage")().attr("_cdata"));
@@ -92,19 +93,22 @@ class TensorReader {
     keys_at_ = find(0, kImplementation, [&](Py_ssize_t at) {
       return bits_at(implementation, at) == keys && bits_at(negated, at) == negative_keys;
     });
-    negative_bit_ = negative_keys & ~keys;
+    lazy_bits_ = keys_at_ ? (negative_keys & ~keys) | conjugate : 0;
   }
 
-  bool knows_keys() const { return keys_at_ && negative_bit_; }
+  bool knows_keys() const { return keys_at_ && lazy_bits_; }
 
-  // Whether torch negates a tensor when it is read, of which DLPack does not tell.
-  bool is_negative(PyObject* tensor) const {
+  // Whether torch negates or conjugates a tensor when it is read, of which DLPack does not tell.
+  bool is_lazy(PyObject* tensor) const {
     if (knows_keys() && is_tensor(tensor))
-      return bits_at(word_at(tensor, implementation_at_), keys_at_) & negative_bit_;
-    const auto is_neg =
-        pybind11::reinterpret_steal<pybind11::object>(PyObject_CallMethod(tensor, "is_neg", nullptr));
-    if (!is_neg) PyErr_Clear();
-    return is_neg.ptr() != Py_False;
+      return bits_at(word_at(tensor, implementation_at_), keys_at_) & lazy_bits_;
+    const auto says = [tensor](const char* question) {
+      const auto is =
+          pybind11::reinterpret_steal<pybind11::object>(PyObject_CallMethod(tensor, question, nullptr));
+      if (!is) PyErr_Clear();
+      return is.ptr() != Py_False;
+    };
+    return says("is_neg") || says("is_conj");
   }
 
   // False for what has no strides: a sparse tensor, for instance.
@@ -142,7 +146,7 @@ class TensorReader {
   int (*read_)(void*, DLTensor*) = nullptr;
   PyTypeObject* tensor_type_ = nullptr;
   Py_ssize_t implementation_at_ = 0, storage_at_ = 0, keys_at_ = 0;  // bytes from the beginning; 0: unknown
-  uint64_t negative_bit_ = 0;
+  uint64_t lazy_bits_ = 0;
 };
 
 }  // namespace grokfused

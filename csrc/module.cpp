@@ -35,7 +35,8 @@ py::list kinds(const grokfused::Walk& walk) {
   return found;
 }
 
-// `samples`: a tensor, its negative view and a parameter; `keys`: the dispatch keys of the first two.
+// `samples`: a tensor, its negative view and a parameter; `keys`: the dispatch keys of the first two, and the
+// one that a conjugate view has.
 std::unique_ptr<grokfused::Table> table(const py::capsule& exchange,
                                         const std::vector<std::tuple<py::object, bool, int>>& rows,
                                         py::object choose, py::object dtensor_class,
@@ -48,7 +49,7 @@ std::unique_ptr<grokfused::Table> table(const py::capsule& exchange,
   auto table = std::make_unique<grokfused::Table>(
       grokfused::Table{grokfused::TensorReader(exchange), std::move(arrays), std::move(plain),
                        std::move(dtensor_class), grokfused::PolicyTable(std::move(choose))});
-  table->read.learn(samples.at(0), samples.at(1), keys.at(0), keys.at(1));
+  table->read.learn(samples.at(0), samples.at(1), keys.at(0), keys.at(1), keys.at(2));
   return table;
 }
 

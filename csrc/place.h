@@ -54,7 +54,8 @@ struct Place {
 struct Param {
   DLTensor tensor;
   py::object spec;  // how a DTensor is spread
-  int64_t size;
+  int64_t size;     // in real numbers
+  uint32_t dtype;
   bool rounded;  // of 16 bits
   bool dense;    // its elements fill one stretch of memory, as they are
 };
@@ -92,14 +93,14 @@ class PlaceReader {
 
   bool look_at_param(py::object& held, Param& param) {
     if (!read(held, param.tensor, param.spec)) return false;
-    const uint32_t dtype = dtype_of(param.tensor);
-    param.rounded = dtype == kBFloat16 || dtype == kFloat16;
-    if (!param.rounded && dtype != kFloat32 && dtype != kFloat64) return false;
+    param.dtype = dtype_of(param.tensor);
+    param.rounded = param.dtype == kBFloat16 || param.dtype == kFloat16;
+    if (dtype_name(real_of(param.dtype)).empty()) return false;
     const Shape sizes = param.tensor.sizes(), strides = param.tensor.steps();
-    param.size = element_count(sizes);
+    param.size = element_count(sizes) * (is_complex(param.dtype) ? 2 : 1);
     param.dense = is_contiguous(sizes, strides) || is_dense(sizes, strides);
     if (!param.dense && overlaps_itself(sizes, strides)) return false;
-    if (table_.read.is_negative(held.ptr())) param.dense = false;
+    if (table_.read.is_lazy(held.ptr())) param.dense = false;
     return true;
   }
 
@@ -107,8 +108,7 @@ class PlaceReader {
   bool look_at_grad(py::object& held, const Param& param, DLTensor& grad, bool mended) {
     py::object spec;
     return read(held, grad, spec) && (mended || spread_alike(spec, param.spec)) &&
-           dtype_of(grad) == dtype_of(param.tensor) && lies_like(grad, param) &&
-           !table_.read.is_negative(held.ptr());
+           dtype_of(grad) == param.dtype && lies_like(grad, param) && !table_.read.is_lazy(held.ptr());
   }
 
   bool look_at_state(py::object& held, const Param& param, int planes, DLTensor& state) {
@@ -116,7 +116,7 @@ class PlaceReader {
     if (!read(held, state, spec)) return false;
     if (planes == 1) return spread_alike(spec, param.spec) && lies_like(state, param);
     const bool are_planes = state.ndim == param.tensor.ndim + 1 && state.shape[0] == planes &&
-                            (state.strides[0] == param.size || param.size == 0);
+                            (param.size == 0 || state.strides[0] == element_count(param.tensor.sizes()));
     return are_planes && same_mesh(spec, param.spec) && lies_like(state.plane(), param);
   }
 

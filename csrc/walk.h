@@ -211,16 +211,17 @@ class Walk {
       DLTensor state;
       if (!reader_.look_at_state(held, param, table_.arrays[k].planes, state)) return false;
       if (!dtype) dtype = dtype_of(state);
-      if (dtype_of(state) != (like_param ? dtype_of(param.tensor) : dtype)) return false;
+      if (dtype_of(state) != (like_param ? param.dtype : dtype)) return false;
       note(state, t, true);
       slice.states[used++] = state.address();
     }
-    if (dtype_of(param.tensor) == kFloat64) return dtype == kFloat64;
+    if (param.dtype == kFloat64 || is_complex(param.dtype)) return dtype == param.dtype;
     return dtype == kFloat32 || dtype == kBFloat16;
   }
 
   bool look_at_mask(size_t t, Place& place, const Param& param, Slice& slice) {
     if (!place.mask) return true;
+    if (is_complex(param.dtype)) return false;
     const PackedMask packed(place.mask);
     if (!packed.is_one()) return false;
     place.mask = packed.words();
@@ -246,14 +247,13 @@ class Walk {
                   : step.device_type != kCpu || !Counter::reads(step) || !is_count(Counter(step).read()))
       return false;
     note(step, t, true);
-    const Alike alike{
-        policy_number(t),
-        dtype_of(param.tensor),
-        state_dtype,
-        by_device,
-        device,
-        param.tensor.device_id,
-        table_.policies.backend(policy.backend, device, dtype_of(param.tensor), param.dense, place.param)};
+    const Alike alike{policy_number(t),
+                      real_of(param.dtype),
+                      real_of(state_dtype),
+                      by_device,
+                      device,
+                      param.tensor.device_id,
+                      table_.policies.backend(policy.backend, device, param.dtype, param.dense, place.param)};
     Bucket& bucket = bucket_of(alike, place, policy);
     const size_t row = by_device ? bucket.places.size() : row_of(t, Counter(step).read());
     bucket.add(t, row, slice, step);

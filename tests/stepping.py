@@ -66,6 +66,8 @@ def ulps_of_the_largest(ours: Tensor, theirs: Tensor) -> float:
 
     Elements near 0 have far smaller units, but got there by subtracting numbers of the largest one's size.
     """
+    if theirs.is_complex():
+        ours, theirs = torch.view_as_real(ours), torch.view_as_real(theirs)
     largest = theirs.abs().max()
-    ulp = torch.nextafter(largest, torch.tensor(torch.inf)) - largest
+    ulp = torch.nextafter(largest, torch.full_like(largest, torch.inf)) - largest
     return ((ours - theirs).abs().max() / ulp).item()

@@ -65,11 +65,11 @@ def test_a_parameter_negated_when_read_takes_the_reference_or_is_refused() -> No
     base = randn(5, 8)
     plain = (-base).requires_grad_()
     optimizer = GrokAdamW([torch._neg_view(base).requires_grad_()], backend="native", **OPTIONS)
-    with pytest.raises(BackendUnavailable, match="negated only when read"):
+    with pytest.raises(BackendUnavailable, match="negated or conjugated only when read"):
         train(optimizer, 1)
     assert not optimizer.state
     optimizer.param_groups[0]["backend"] = "auto"
-    with pytest.warns(RuntimeWarning, match=r"slow reference backend.*negated only when read"):
+    with pytest.warns(RuntimeWarning, match=r"slow reference backend.*negated or conjugated only when read"):
         train(optimizer, 3)
     single = GrokAdamW([plain], **OPTIONS)
     train(single, 3)

@@ -86,10 +86,15 @@ BREAKS: dict[str, tuple[Break, Errors, str]] = {
         RuntimeError,
         "shape|state",
     ),
-    "parameter made float64": (
-        with_data(Tensor.double, grad_too=True),
+    "parameter of 8 bits": (
+        with_data(lambda p: p.to(torch.float8_e4m3fn), grad_too=True),
         (TypeError, RuntimeError),
-        "float32, bfloat16 or float16",
+        "one of float32, bfloat16",
+    ),
+    "parameter made complex": (
+        with_data(lambda p: p.to(torch.complex64), grad_too=True),
+        (TypeError, RuntimeError),
+        "must be torch.complex64 like the parameter|mask|8-bit",
     ),
     "parameter expanded": (
         with_data(lambda p: p[:1, :1].expand(4, 6), grad_too=True),

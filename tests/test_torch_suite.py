@@ -26,7 +26,7 @@ from grokfused.lab.agreement import differing_bits, disagreements
 
 # What torch's own suite has and this file has not.
 LEFT_OUT = {
-    "differentiable, complex parameters, sparse gradients": "refused by name: tests/test_*errors.py",
+    "differentiable, sparse gradients": "refused by name: tests/test_*errors.py",
     "foreach and fused against forloop": "here without effect; our backends are compared instead",
     "gradient scaling, found_inf": "tests/test_loss_scale.py",
     "graphs, several devices, large tensors": "need a GPU: tests/test_cuda_device.py",
@@ -81,12 +81,21 @@ def test_it_goes_in_the_right_direction(info, given, backend, device) -> None:
     assert losses == sorted(set(losses), reverse=not given.kwargs.get("maximize", False))
 
 
+def widened(option: Any) -> Any:
+    if isinstance(option, tuple):
+        return tuple(map(widened, option))
+    return option.double() if isinstance(option, torch.Tensor) else option
+
+
 @on_every_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
 @by_input()
-def test_without_amplification_it_is_torchs_optimizer(info, given, backend, device) -> None:
+def test_without_amplification_it_is_torchs_optimizer(info, given, dtype, backend, device) -> None:
     kwargs = {key: value for key, value in own(given.kwargs).items() if key != "capturable"}
-    ours = info.optim_cls(new_params(device, DTYPES[:1]), lamb=0.0, backend=backend, **own(kwargs))
-    theirs = THEIRS[info.optim_cls](new_params(dtypes=DTYPES[:1]), foreach=False, **own(kwargs))
+    if dtype in (torch.float64, torch.complex128):  # torch computes with tensors of float32 in float32
+        kwargs = {key: widened(value) for key, value in kwargs.items()}
+    ours = info.optim_cls(new_params(device, (dtype,)), lamb=0.0, backend=backend, **own(kwargs))
+    theirs = THEIRS[info.optim_cls](new_params(dtypes=(dtype,)), foreach=False, **own(kwargs))
     train(ours, range(10))
     train(theirs, range(10))
     assert_within_four_ulps(ours, theirs)

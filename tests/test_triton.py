@@ -34,7 +34,8 @@ def test_the_interpreted_kernel_equals_the_reference_bit_for_bit(part) -> None:
         text=True,
     )
     assert shown.returncode == 0, shown.stderr
-    grid = {"fewest": FEWEST, "whole": GRID}[part]
+    wide = (torch.float64, torch.complex128)  # refused by name
+    grid = [case for case in {"fewest": FEWEST, "whole": GRID}[part] if case.param_dtype not in wide]
     assert json.loads(shown.stdout.splitlines()[-1]) == {"cases": len(grid), "wrong": {}}
 
 

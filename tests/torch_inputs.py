@@ -38,7 +38,7 @@ def info_of(kind: type[GrokAdam]) -> OptimizerInfo:
         supported_impls=("foreach", "fused"),
         not_og_supported_flags=theirs.not_og_supported_flags,
         has_capturable_arg=True,
-        supports_complex=False,
+        supports_complex=True,
         supports_fused_on=("cpu", "cuda"),
     )
 
@@ -71,8 +71,13 @@ SHAPES = [(31, 33), (7,), (), (0,), (3, 0)]
 
 def new_params(device: str = "cpu", dtypes: tuple[torch.dtype, ...] = DTYPES) -> list[Tensor]:
     random = torch.Generator().manual_seed(1)
-    made = [torch.randn(shape, generator=random).to(device, dtype) for dtype in dtypes for shape in SHAPES]
+    made = [_numbers(shape, dtype, random).to(device) for dtype in dtypes for shape in SHAPES]
     return [param.requires_grad_() for param in made]
+
+
+def _numbers(shape: tuple[int, ...], dtype: torch.dtype, random: torch.Generator) -> Tensor:
+    drawn = dtype if dtype in (torch.float64, torch.complex64, torch.complex128) else torch.float32
+    return torch.randn(shape, generator=random, dtype=drawn).to(dtype)
 
 
 def own(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +94,7 @@ def train(optimizer: torch.optim.Optimizer, steps: range = range(3)) -> None:
     for step in steps:
         for param in params_of(optimizer):
             random = torch.Generator().manual_seed(step)
-            param.grad = torch.randn(param.shape, generator=random).to(param.device, param.dtype)
+            param.grad = _numbers(param.shape, param.dtype, random).to(param.device)
         optimizer.step()
 
 

@@ -22,8 +22,10 @@ def why_not(kind: Any) -> str | None:
         return _missing
     if kind.device == "cpu" and not INTERPRETED:
         return "Triton has no CPU of its own (TRITON_INTERPRET=1 turns its slow interpreter on)"
-    if str(kind.dtype) == "torch.float64":
-        return "its kernels compute in float32, and there is a float64 parameter"
+    if str(kind.dtype) in ("torch.float64", "torch.complex128"):
+        return f"its kernels compute in float32, and there is a {kind.dtype} parameter"
     if not kind.dense:
-        return "a parameter has gaps in its memory (a strided view), or is negated only when read"
+        return (
+            "a parameter has gaps in its memory (a strided view), or is negated or conjugated only when read"
+        )
     return None

@@ -24,7 +24,7 @@ class Kind(NamedTuple):
 
     device: str
     dtype: torch.dtype  # of the parameters
-    dense: bool  # the elements fill one stretch of memory, as they are: none is negated only when read
+    dense: bool  # the elements fill one stretch of memory, as they are: none changes when it is read
 
 
 # In the order in which "auto" asks. Each module has `adamw_step_` and `why_not(kind)`, and is imported

@@ -3,7 +3,7 @@
 Relied on beside torch's public interface: ``Tensor.__dlpack_c_exchange_api__``, the table of functions by
 which native code reads a tensor without asking Python (DLPack 1.3; torch 2.11 or newer). Without it there is
 no native backend. And ``Tensor._cdata`` and ``torch._C._dispatch_keys``, from which native code learns where
-a tensor says that it is negated when it is read; where it cannot learn it, it asks ``Tensor.is_neg``.
+a tensor says that it is negated or conjugated when it is read; where it cannot learn it, it asks the tensor.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def why_not(kind: Any) -> str | None:
     if kind.device not in _devices():
         return f"_C was built without a kernel for {kind.device}"
     if not kind.dense:
-        return "a parameter has gaps in its memory (a strided view), or is negated only when read"
+        return (
+            "a parameter has gaps in its memory (a strided view), or is negated or conjugated only when read"
+        )
     return None
 
 
@@ -58,12 +60,13 @@ def new_table(keys: Callable[[Tensor], int]) -> Any:
     """Returns the table of csrc/place.h: what is the same in every walk.
 
     Args:
-        keys: Tensor -> its dispatch keys, by which a tensor that is negated when it is read is told.
+        keys: Tensor -> its dispatch keys, by which one that is negated or conjugated when it is read is told.
     """
-    sample = torch.empty(0, device="cpu")
+    sample, number = torch.empty(0, device="cpu"), torch.empty(0, dtype=torch.complex64, device="cpu")
     samples = [sample, torch._neg_view(sample), torch.nn.Parameter(sample)]
+    known = [keys(sample), keys(samples[1]), keys(number.conj()) & ~keys(number)]
     rows = [(array.name, array.like_param, array.planes) for array in ARRAYS]
-    return _C.Table(_exchange, rows, choose_for, dtensor_class, samples, list(map(keys, samples[:2])))
+    return _C.Table(_exchange, rows, choose_for, dtensor_class, samples, known)
 
 
 table = None if _missing else new_table(lambda tensor: torch._C._dispatch_keys(tensor).raw_repr())

@@ -40,8 +40,8 @@ class Scalars(NamedTuple):
 
 
 def real_dtype(param: torch.dtype) -> torch.dtype:
-    """Returns in which numbers a step of such parameters is computed: float64 for float64, else float32."""
-    return torch.float64 if param is torch.float64 else torch.float32
+    """Returns in which numbers a step of such parameters is computed: float64 for wide ones, else float32."""
+    return torch.float64 if param in (torch.float64, torch.complex128) else torch.float32
 
 
 def why_not(kind: Any) -> str | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from grokfused import GrokAdam, GrokAdamW, backends
 from grokfused.state.arrays import NAMES
-from grokfused.state.storage import PARAM_DTYPES
+from grokfused.state.storage import OWN_STATES, PARAM_DTYPES
 from grokfused.step.grad_filter import FILTERS
 
 # Edges of vector widths, of dimensions and of memory orders; "many" is split between threads. The last ones
@@ -77,20 +77,11 @@ def cases() -> Iterator[Case]:
         # What is only a factor of the gradient, or says who numbers the steps, needs no product of its own.
         scale = 3072.5 if amsgrad else None
         yield Case(param, "nearest", *state, kind, decay, amsgrad, amsgrad, scale, capturable=kind == "none")
-    for kind, decay, amsgrad in product(FILTERS, decays, (False, True)):
-        scale = 3072.5 if amsgrad else None
-        yield Case(
-            torch.float64,
-            "nearest",
-            torch.float32,
-            "nearest",
-            kind,
-            decay,
-            amsgrad,
-            amsgrad,
-            scale,
-            kind == "none",
-        )
+    for n, (param, kind, decay, amsgrad) in enumerate(product(OWN_STATES, FILTERS, decays, (False, True))):
+        if param is torch.float64 or n % 3 == 0:  # a complex number is two real ones
+            scale = 3072.5 if amsgrad else None
+            rest = (amsgrad, amsgrad, scale, kind == "none")
+            yield Case(param, "nearest", torch.float32, "nearest", kind, decay, *rest)
     # With each rounding and each kind of states, and with each rounding all values of the other options.
     for n, (param, rounding, (state, of_it)) in enumerate(
         product(params[1:], ("stochastic", "kahan"), states)
@@ -122,12 +113,18 @@ def _laid_out(name: str, values: Tensor) -> Tensor:
     return values
 
 
+def _random(shape: Sequence[int], dtype: torch.dtype, random: torch.Generator) -> Tensor:
+    """Returns normal numbers; of a dtype of 16 bits, rounded ones."""
+    drawn = dtype if dtype in OWN_STATES else torch.float32
+    return torch.randn(shape, generator=random, dtype=drawn).to(dtype)
+
+
 def parameters(dtype: torch.dtype, device: str) -> list[Tensor]:
     """Returns one parameter per shape, the same values on every device."""
     random = torch.Generator().manual_seed(1)
     made = []
     for name, shape in SHAPES.items():
-        values = torch.randn(shape, generator=random).to(dtype).to(device)
+        values = _random(shape, dtype, random).to(device)
         made.append(_laid_out(name, values).detach().requires_grad_())
     return made
 
@@ -136,7 +133,7 @@ def set_masks(optimizer: GrokAdam, params: list[Tensor]) -> None:
     """Puts the masks on that the shapes' names tell; a third of the elements or of the blocks is kept."""
     random = torch.Generator().manual_seed(3)
     for name, param in zip(SHAPES, params, strict=True):
-        if "mask" in name:
+        if "mask" in name and not param.is_complex():
             block = 96 if "blocks" in name else 1
             kept = torch.rand(-(-param.numel() // block), generator=random) < 1 / 3
             mask = kept.repeat_interleave(block)[: param.numel()].view(param.shape)
@@ -146,8 +143,8 @@ def set_masks(optimizer: GrokAdam, params: list[Tensor]) -> None:
 def set_grads(params: list[Tensor], random: torch.Generator) -> None:
     """Gives each parameter a gradient whose size varies over twelve orders of magnitude."""
     for param in params:
-        grad = torch.randn(param.shape, generator=random)
-        grad = grad * 10 ** torch.randint(-9, 3, param.shape, generator=random)
+        grad = _random(param.shape, param.dtype if param.dtype in OWN_STATES else torch.float32, random)
+        grad = grad * 10.0 ** torch.randint(-9, 3, param.shape, generator=random)
         param.grad = torch.empty_like(param).copy_(grad.to(param.dtype))
 
 
@@ -205,6 +202,8 @@ def differing_bits(a: Tensor, b: Tensor) -> int:
     """Counts the elements that differ in any bit; every NaN counts as the same."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return max(a.numel(), b.numel(), 1)
+    if a.is_complex():
+        a, b = torch.view_as_real(a), torch.view_as_real(b)
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     same = (a.contiguous().view(integers) == b.contiguous().view(integers)) | (a.isnan() & b.isnan())
     return int((~same).sum())

@@ -13,11 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grokfused.backends.reference import real_dtype
 from grokfused.state.arrays import MOMENTS, ROUNDED_DTYPES, Array, there
 from grokfused.state.prepare import check_state, wrong_step
 from grokfused.state.sharding import unlike
-from grokfused.state.storage import PARAM_DTYPES, STATE_DTYPES, state_dtype_for, state_like
+from grokfused.state.storage import (
+    OWN_STATES,
+    PARAM_DTYPES,
+    STATE_DTYPES,
+    state_dtype_for,
+    state_like,
+    widens,
+)
 from grokfused.step.clipping import max_norm_of
 from grokfused.step.mask import check_mask, check_mode, pack, unpack, zero_left_out
 from grokfused.step.members import param_names
@@ -204,14 +210,11 @@ def _check_array(param: Tensor, value: object, array: Array, dtype: torch.dtype,
     if array.like_param:  # Kahan's rest: of a rounded parameter, which may be of another dtype by now
         if value.dtype not in ROUNDED_DTYPES:
             raise ValueError(f"{name} must be bfloat16 or float16, got {value.dtype}: convert it first")
-    elif value.dtype not in PARAM_DTYPES:
-        raise ValueError(
-            f"{name} must be float32, bfloat16, float16 or float64, got {value.dtype}: "
-            "convert the saved state first"
-        )
-    elif (value.dtype, dtype) == (torch.float64, torch.float32):
-        pass  # as in torch, where states are made like their parameter
-    elif torch.promote_types(value.dtype, dtype) is not dtype:
+    elif value.dtype not in PARAM_DTYPES or value.is_complex() != dtype.is_complex:
+        raise ValueError(f"{name} must be {dtype}, got {value.dtype}: convert the saved state first")
+    elif value.dtype in OWN_STATES and dtype is not torch.bfloat16:
+        pass  # as in torch, where states get the dtype of their parameter
+    elif not widens(value.dtype, dtype):
         larger = f"make the optimizer with state_dtype={value.dtype}, or "
         raise ValueError(
             f"{name} is {value.dtype} and would lose bits as {dtype}: "
@@ -311,6 +314,6 @@ def for_torch(optimizer: Any) -> dict[str, Any]:
 
 def _state_for_torch(param: Tensor, state: Mapping[str, Any], amsgrad: bool) -> dict[str, Tensor]:
     arrays = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if amsgrad else ()))
-    moments = {key: state_like(param, real_dtype(param.dtype), state.get(key)) for key in arrays}
+    moments = {key: state_like(param, state_dtype_for(param, "float32"), state.get(key)) for key in arrays}
     step = torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu")
     return {"step": step, **moments}

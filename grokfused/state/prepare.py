@@ -16,15 +16,18 @@ from grokfused import backends
 from grokfused.state.arrays import ARRAYS, MOMENTS, ROUNDED_DTYPES, there, used
 from grokfused.state.sharding import is_spread_at_sight, local, sharded_like, unlike
 from grokfused.state.storage import (
+    OWN_STATES,
     STATE_DTYPES,
     check_grad,
     check_has_values,
     check_memory,
     check_param,
     is_dense,
+    is_lazy,
     lies_like,
     state_dtype_for,
     state_like,
+    widens,
 )
 from grokfused.step.grad_filter import FILTERS, note_start
 from grokfused.step.mask import check_packed, cleared, fitting
@@ -37,7 +40,7 @@ COUNTERS = (torch.float32, torch.float64, torch.int64, torch.int32)
 def kind_of(param: Tensor) -> backends.Kind:
     """Returns what a backend must know of a parameter."""
     shard = local(param)
-    return backends.Kind(param.device.type, param.dtype, is_dense(shard) and not shard.is_neg())
+    return backends.Kind(param.device.type, param.dtype, is_dense(shard) and not is_lazy(shard))
 
 
 def check_place(param: Tensor, grad: Tensor, state: State, group: Group, name: object) -> None:
@@ -94,8 +97,9 @@ def check_state(param: Tensor, state: Mapping[str, Any], name: object) -> None:
         if array.like_param:
             if value.dtype not in ROUNDED_DTYPES:
                 raise RuntimeError(f"{which} must have 16 bits, it is {value.dtype}")
-        elif param.dtype is torch.float64 and value.dtype in (torch.float64, *STATE_DTYPES.values()):
-            pass  # widened, where it is narrower
+        elif param.dtype in OWN_STATES:
+            if not widens(value.dtype, param.dtype):
+                raise RuntimeError(f"{which} must be {param.dtype} like the parameter, got {value.dtype}")
         elif value.dtype not in STATE_DTYPES.values() or value.dtype != state[MOMENTS[0]].dtype:
             raise RuntimeError(
                 f"the states of {name} must all be float32 or all bfloat16, {array.name!r} is {value.dtype}"
@@ -109,7 +113,7 @@ def prepare_state(param: Tensor, state: State, group: Group) -> None:
         # On the CPU and of this dtype, whatever default someone has set.
         state["step"] = torch.tensor(float(state.get("step", 0)), dtype=torch.float32, device="cpu")
     dtype = state_dtype_for(param, group["state_dtype"])
-    if MOMENTS[0] in state and param.dtype is not torch.float64:
+    if MOMENTS[0] in state and param.dtype not in OWN_STATES:
         dtype = state[MOMENTS[0]].dtype
     needed = used(param, group)
     for array in ARRAYS:
@@ -132,7 +136,7 @@ def prepare_state(param: Tensor, state: State, group: Group) -> None:
 
 def _lying_like(param: Tensor, value: Tensor, planes: int) -> Tensor:
     own, shard = local(param), local(value)
-    if (is_dense(own) and not lies_like(own, shard, planes)) or shard.is_neg():
+    if (is_dense(own) and not lies_like(own, shard, planes)) or is_lazy(shard):
         return state_like(param, value.dtype, value, planes)
     return value if is_spread_at_sight(param, value, planes) else sharded_like(param, shard, planes)
 

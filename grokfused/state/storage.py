@@ -7,7 +7,17 @@ from torch import Tensor
 
 from grokfused.state.sharding import gathered_grad, is_partial, local, sharded_like, unlike
 
-PARAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+PARAM_DTYPES = (
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+    torch.float64,
+    torch.complex64,
+    torch.complex128,
+)
+SHOWN_DTYPES = ", ".join(str(dtype).removeprefix("torch.") for dtype in PARAM_DTYPES)
+# Of parameters whose states have their dtype, whatever the option says.
+OWN_STATES = (torch.float64, torch.complex64, torch.complex128)
 STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PARAM_ROUNDINGS = ("nearest", "stochastic", "kahan")
 
@@ -21,8 +31,18 @@ def state_dtype_name(dtype: object) -> str:
 
 
 def state_dtype_for(param: Tensor, name: str) -> torch.dtype:
-    """Returns the dtype of a parameter's states: float64 for float64, else that of the option's name."""
-    return torch.float64 if param.dtype is torch.float64 else STATE_DTYPES[name]
+    """Returns the dtype of a parameter's states: its own where it is wide or complex, else the option's."""
+    return param.dtype if param.dtype in OWN_STATES else STATE_DTYPES[name]
+
+
+def widens(state: torch.dtype, own: torch.dtype) -> bool:
+    """True where states of one dtype are the same numbers in another."""
+    return torch.promote_types(state, own) is own and state.is_complex == own.is_complex
+
+
+def is_lazy(tensor: Tensor) -> bool:
+    """True for a tensor that is negated or conjugated only when it is read."""
+    return tensor.is_neg() or tensor.is_conj()
 
 
 def _significant_dims(tensor: Tensor) -> list[tuple[int, int]]:
@@ -55,13 +75,10 @@ def check_param(param: object, name: object) -> None:
     """Raises TypeError or ValueError, naming the parameter, where no step could be taken."""
     if not isinstance(param, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(param).__name__}")
-    if param.is_complex():
-        raise TypeError(
-            f"{name} is {param.dtype}: complex parameters are not supported; optimize "
-            "torch.view_as_real(param) instead"
-        )
     if param.dtype not in PARAM_DTYPES:
-        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {param.dtype}")
+        raise TypeError(f"{name} must be one of {SHOWN_DTYPES}, got {param.dtype}")
+    if param.is_conj():
+        raise ValueError(f"{name} is conjugated only when read: optimize what resolve_conj() returns")
     if param.layout is not torch.strided or param.is_nested:
         kind = "a nested tensor" if param.is_nested else f"layout {param.layout}"
         raise TypeError(f"{name} must be a dense tensor, got {kind}")
@@ -117,7 +134,7 @@ def fitting_grad(param: Tensor, grad: Tensor) -> Tensor:
     grad, param = gathered_grad(param, grad), local(param)
     if grad._is_zerotensor():  # torch's promise of zeros, without memory of its own
         return torch.zeros_like(param)
-    if not grad.is_neg() and (same_order(param, grad) or not is_dense(param)):
+    if not is_lazy(grad) and (same_order(param, grad) or not is_dense(param)):
         return grad
     return torch.empty_like(param).copy_(grad)
 

@@ -81,7 +81,7 @@ def total_norm(grads: Sequence[Tensor]) -> Tensor:
     by itself, other tensors as they are on this process.
     """
     kinds: dict[Any, list[Tensor]] = {}
-    for grad in grads:
+    for grad in map(_as_real, grads):
         mesh = getattr(grad, "device_mesh", None)  # a DTensor's; no import of torch.distributed
         kind = (mesh,) if grad.dtype is torch.float32 else (mesh, grad.device, grad.dtype)
         kinds.setdefault(kind, []).append(grad)
@@ -90,6 +90,10 @@ def total_norm(grads: Sequence[Tensor]) -> Tensor:
         return norms[0]
     total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(grads[0].device) for norm in norms]))
     return total
+
+
+def _as_real(grad: Tensor) -> Tensor:
+    return torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad
 
 
 def _norm(alike: list[Tensor]) -> Tensor:

@@ -24,7 +24,7 @@ def table(
     starts: Sequence[float],
     steps: Sequence[Tensor],
     device: torch.device,
-    dtype: torch.dtype,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Returns the scalars of the step after ``steps``: ``dtype`` [tensors, fields of Scalars], on the device.
 
@@ -38,7 +38,7 @@ def table(
         starts: Tensor -> the step in which its filter's memory starts as the gradient itself.
         steps: Tensor -> its step counter, float32 of one element, on the device.
         device: Where the tensors are.
-        dtype: In which numbers they are stepped.
+        dtype: In which numbers they are stepped. (default: torch.float32)
 
     Raises:
         TypeError, ValueError: A hyperparameter is no number or out of range; the message names it.

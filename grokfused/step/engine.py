@@ -167,7 +167,7 @@ def _run_lists(
     backend: str, walk: Any, bucket: int, policy: Policy, scalars: Tensor, scale: GradScale
 ) -> None:
     """Gives a bucket to a backend of Python's."""
-    lists = walk.lists(bucket)
+    lists = {name: list(map(_as_real, tensors)) for name, tensors in walk.lists(bucket).items()}
     own = {name: lists.pop(name) for name in ("param", "grad", "step", "mask")}
     backends.backend(backend).adamw_step_(
         *own.values(),
@@ -178,6 +178,11 @@ def _run_lists(
         **policy.for_backend(),
         **scale,
     )
+
+
+def _as_real(tensor: Tensor | None) -> Tensor | None:
+    """Returns a complex tensor as pairs of real numbers, as which it is stepped."""
+    return tensor if tensor is None or not tensor.is_complex() else torch.view_as_real(tensor)
 
 
 def _note_written(params: list[Tensor], sharded: bool) -> None:

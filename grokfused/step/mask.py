@@ -85,6 +85,8 @@ def check_mask(mask: object, param: Tensor, name: object, *, any_device: bool = 
         raise TypeError(
             f"the mask of {name} must be a bool tensor, True where an element is kept, got {mask.dtype}"
         )
+    if param.is_complex():
+        raise TypeError(f"{name} is {param.dtype}: masks of complex parameters are not supported")
     if mask.layout is not torch.strided:
         raise TypeError(f"the mask of {name} must be a dense tensor, got layout {mask.layout}")
     for what in ("shape",) if any_device else ("shape", "device"):

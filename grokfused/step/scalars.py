@@ -159,7 +159,7 @@ def grad_factor(group: Mapping[str, Any]) -> float:
     return -1.0 if group["maximize"] else 1.0
 
 
-def scalar_table(rows: Sequence[Scalars], dtype: torch.dtype) -> Tensor:
+def scalar_table(rows: Sequence[Scalars], dtype: torch.dtype = torch.float32) -> Tensor:
     """Returns the rows, rounded to float32 or as they are: [rows, fields of Scalars].
 
     The native backend rounds them itself, alike (csrc/walk.h).
