@@ -156,27 +156,36 @@ class GrokAdam(Masking, Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters; options it does not name are the optimizer's own.
 
+        The very dict is kept, as in torch: what is written into it later holds from the next step.
+
         Raises:
             ValueError, TypeError: As for the class; a key close to an option's name is taken for a
-                misspelling. Nothing was changed.
+                misspelling. Nothing was changed, not the dict either.
         """
-        if isinstance(param_group, dict) and "params" in param_group:
-            refuse_misspelt(param_group, ("params", *self.defaults), any_unknown=False)
-            group = dict(param_group)
-            if not isinstance(group["params"], (Tensor, set)):
-                group["params"] = list(group["params"])
-            if "state_dtype" in group:
-                group["state_dtype"] = state_dtype_name(group["state_dtype"])
-            options = {**self.defaults, **group}
-            check_options(options)
-            max_norm_of([*self.param_groups, options])
-            params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
-            for index, param in enumerate(params):
-                named = isinstance(param, tuple)
-                name = f"parameter {param[0] if named else index!r} of group {len(self.param_groups)}"
-                check_param(param[1] if named else param, name)
-            param_group = group
-        super().add_param_group(param_group)
+        if not isinstance(param_group, dict) or "params" not in param_group:
+            super().add_param_group(param_group)  # which raises
+            return
+        group = dict(param_group)
+        if not isinstance(group["params"], (Tensor, set)):
+            group["params"] = list(group["params"])
+        self._check_group(group)
+        super().add_param_group(group)
+        param_group.update(group)
+        self.param_groups[-1] = param_group
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Checks a group that is to be added, and gives ``state_dtype`` its name."""
+        refuse_misspelt(group, ("params", *self.defaults), any_unknown=False)
+        if "state_dtype" in group:
+            group["state_dtype"] = state_dtype_name(group["state_dtype"])
+        options = {**self.defaults, **group}
+        check_options(options)
+        max_norm_of([*self.param_groups, options])
+        params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
+        for index, param in enumerate(params):
+            named = isinstance(param, tuple)
+            name = f"parameter {param[0] if named else index!r} of group {len(self.param_groups)}"
+            check_param(param[1] if named else param, name)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes one step on every parameter that has a gradient.
