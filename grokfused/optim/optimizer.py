@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
@@ -15,7 +16,8 @@ from grokfused.optim import op
 from grokfused.optim.compiled import compiled_step
 from grokfused.optim.in_backward import StepInBackward
 from grokfused.optim.masking import Masking
-from grokfused.state.checkpoint import for_torch, loading, saving
+from grokfused.state.checkpoint import for_torch
+from grokfused.state.state_dict import load, saved
 from grokfused.state.storage import check_param, state_dtype_name
 from grokfused.step.clipping import given_scale, max_norm_of
 from grokfused.step.members import with_grads
@@ -220,10 +222,10 @@ class GrokAdam(Masking, Optimizer):
             op.take(self, with_grads(self), given_scale(self))
         return loss
 
+    @_disable_dynamo
     def state_dict(self) -> dict[str, Any]:
         """Returns the state as torch.optim does; a mask is a bool tensor of its parameter's shape."""
-        with saving(self):
-            return super().state_dict()
+        return saved(self)
 
     def torch_state_dict(self) -> dict[str, Any]:
         """Returns a state dict that torch.optim's optimizer of the same parameters loads and goes on from.
@@ -240,6 +242,7 @@ class GrokAdam(Masking, Optimizer):
         """
         return for_torch(self)
 
+    @_disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict; states keep the dtype they were saved in and get memory of their own.
 
@@ -251,8 +254,7 @@ class GrokAdam(Masking, Optimizer):
             ValueError: The state dict does not fit (other groups, options out of range, other shapes, missing
                 states, masks or values, or a dtype that would lose bits). Nothing was changed.
         """
-        with loading(self, state_dict):
-            super().load_state_dict(state_dict)
+        load(self, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"_step_supports_amp_scaling": self._step_supports_amp_scaling}

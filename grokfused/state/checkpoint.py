@@ -1,4 +1,4 @@
-"""Saving and loading: states keep their dtype and memory order, masks are bool tensors, and a state dict of
+"""What is saved and loaded: states keep dtype and memory order, masks are bool tensors, and a state dict of
 another model is refused.
 """
 
@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,7 +62,8 @@ def _masks_of(saved_group: Mapping[str, Any], states: Mapping[Any, Mapping[str, 
     return sum("mask" in states.get(key, ()) for key in saved_group["params"])
 
 
-def _check_parts(state_dict: object) -> None:
+def check_parts(state_dict: object) -> None:
+    """Raises ValueError where a state dict is none, or lacks a part."""
     parts = {"state": Mapping, "param_groups": Sequence}
     if not isinstance(state_dict, Mapping):
         raise ValueError(f"a state dict must be a dict, got {type(state_dict).__name__}")
@@ -139,7 +139,7 @@ def saved_states(
         ValueError: The state dict does not fit: other groups, options out of range, other shapes, missing
             states, or states that would lose bits in the dtype they would get. Nothing was changed.
     """
-    _check_parts(state_dict)
+    check_parts(state_dict)
     saved_groups, states = state_dict["param_groups"], state_dict["state"]
     for number, saved_group in enumerate(saved_groups):
         _check_members(saved_group, f"param_groups[{number}]")
@@ -232,50 +232,6 @@ def owned_state(param: Tensor, dtype: torch.dtype, saved: Mapping[str, Any]) -> 
             zero_left_out(mask, [state[array.name] for array in there(state)])
     state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu")
     return state
-
-
-@contextmanager
-def saving(optimizer: Any) -> Iterator[None]:
-    """While it lasts, ``optimizer.state_dict()`` returns each mask as a bool tensor.
-
-    By a hook, so that those of others see what is saved.
-    """
-    hook = optimizer.register_state_dict_post_hook(
-        lambda _, found: with_bool_masks(optimizer.param_groups, found), prepend=True
-    )
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-@contextmanager
-def loading(optimizer: Any, state_dict: Mapping[str, Any]) -> Iterator[None]:
-    """While it lasts, torch's ``optimizer.load_state_dict(state_dict)`` checks, and keeps dtypes and masks.
-
-    By hooks, so that those of others see what they would see with torch's own optimizers.
-    """
-    _check_parts(state_dict)
-    owned: dict[Tensor, dict[str, Any]] = {}
-
-    def check(_: object, final: Mapping[str, Any] | None = None) -> None:
-        for param, dtype, state in saved_states(
-            optimizer.param_groups, state_dict if final is None else final, optimizer.defaults
-        ):
-            owned[param] = owned_state(param, dtype, state)  # now: whatever fails changes nothing
-
-    def restore(_: object) -> None:
-        optimizer.state.update(owned)
-        for group in optimizer.param_groups:
-            group.pop(MASKS, None)
-
-    before = optimizer.register_load_state_dict_pre_hook(check)
-    after = optimizer.register_load_state_dict_post_hook(restore, prepend=True)
-    try:
-        yield
-    finally:
-        before.remove()
-        after.remove()
 
 
 def for_torch(optimizer: Any) -> dict[str, Any]:
