@@ -155,25 +155,6 @@ def test_an_unknown_keyword_is_refused_and_the_nearest_one_named(kind, unknown, 
     assert (f"did you mean {nearest!r}?" if nearest else "known are ['lr', 'betas'") in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("misspelt", "meant"), [("lam", "lamb"), ("weight_deacy", "weight_decay"), ("beta", "betas")]
-)
-def test_a_misspelt_group_key_is_refused(misspelt, meant) -> None:
-    optimizer = GrokAdamW([param(4)], **OPTIONS)
-    before = Snapshot(optimizer)
-    with pytest.raises(TypeError, match=f"did you mean '{meant}'"):
-        optimizer.add_param_group({"params": [param(3)], misspelt: 0.5})
-    before.assert_unchanged()
-    with pytest.raises(TypeError, match=f"did you mean '{meant}'"):
-        GrokAdamW([{"params": [param(3)], misspelt: 0.5}], **OPTIONS)
-
-
-def test_group_keys_of_other_tools_are_kept() -> None:
-    optimizer = GrokAdamW([{"params": [param(3)], "name": "head", "initial_lr": 0.1, "lr_scale": 2}])
-    group = optimizer.param_groups[0]
-    assert (group["name"], group["initial_lr"], group["lr_scale"]) == ("head", 0.1, 2)
-
-
 # --- parameters ------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """Parameter groups belong to who gives them: kept as they are, and refused without a trace."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -61,3 +62,47 @@ def test_a_refused_group_is_left_as_it_was_given(make) -> None:
     assert group.keys() == before.keys()
     assert all(group[name] is before[name] for name in group)
     assert len(optimizer.param_groups) == 1
+
+
+# --- the keys of others ----------------------------------------------------------------------------------
+
+
+SLIPS = {
+    "weight_decy": "weight_decay",
+    "weight_deacy": "weight_decay",
+    "weight_decayy": "weight_decay",
+    "lam": "lamb",
+    "beta": "betas",
+    "sead": "seed",
+    "max_gradnorm": "max_grad_norm",
+}
+
+
+@pytest.mark.parametrize(("misspelt", "meant"), SLIPS.items())
+def test_a_slip_of_the_pen_in_a_group_is_kept_with_a_warning(misspelt, meant) -> None:
+    optimizer = GrokAdamW([param(4)], **OPTIONS)
+    message = f"'{misspelt}' .* did you mean '{meant}'"
+    with pytest.warns(UserWarning, match=message) as warned:
+        optimizer.add_param_group({"params": [param(3)], misspelt: 0.5})
+    assert warned[0].filename == __file__
+    assert optimizer.param_groups[1][misspelt] == 0.5
+    with pytest.warns(UserWarning, match=message):
+        GrokAdamW([{"params": [param(3)], misspelt: 0.5}], **OPTIONS)
+
+
+# Those that tools write into groups, some of them close to our names. Warnings are errors in this suite.
+FOREIGN = (
+    *("weight_decay_mult", "initial_weight_decay", "max_norm", "lr_scale", "initial_lr", "max_lr", "lrs"),
+    *("minimize", "name", "layer_decay", "alphabet", "eps2", 7),
+)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_keys_of_others_are_kept_in_groups_copies_and_checkpoints(backend) -> None:
+    foreign = {key: number / 2 for number, key in enumerate(FOREIGN)}
+    optimizer = GrokAdamW([{"params": [new_param(3)], **foreign}], backend=backend, **OPTIONS)
+    train(optimizer, 1)
+    other = GrokAdamW([new_param(3)], backend=backend)
+    other.load_state_dict(optimizer.state_dict())
+    for each in (optimizer, other, copy.deepcopy(optimizer)):
+        assert {key: each.param_groups[0][key] for key in FOREIGN} == foreign

@@ -70,7 +70,10 @@ class Masking:
 
     def masks(self) -> dict[Tensor, Tensor]:
         """Returns the masks: parameter -> bool tensor of its shape, True where an element is kept."""
-        return {param: unpack(state["mask"], param) for param, state in self.state.items() if "mask" in state}
+        states = {
+            param: self.state.get(param, {}) for group in self.param_groups for param in group["params"]
+        }
+        return {param: unpack(state["mask"], param) for param, state in states.items() if "mask" in state}
 
     def remove_mask(self, param: Tensor | str) -> None:
         """Lets all elements of a parameter take the step again, from the values and states they have.

@@ -176,8 +176,9 @@ def _optimizer_step_fake(*args: Any) -> None:
     if mode is None:
         return
     inputs = mode.fake_tensor_converter.meta_converter.describer.lookup_tensor
-    states = (value for state in optimizers[name].state.values() for value in state.values())
-    if any(isinstance(value, Tensor) and value in inputs for value in states):
+    states = (state for state in optimizers[name].state.values() if isinstance(state, dict))
+    values = (value for state in states for value in state.values())
+    if any(isinstance(value, Tensor) and value in inputs for value in values):
         raise RuntimeError(
             "a compiled function takes an optimizer step and reads optimizer.state, which the compiler does "
             "not know to be changed by the step: call torch._dynamo.graph_break() between the two, or read "

@@ -21,7 +21,7 @@ from grokfused.state.state_dict import load, saved
 from grokfused.state.storage import check_param, state_dtype_name
 from grokfused.step.clipping import given_scale, max_norm_of
 from grokfused.step.members import with_grads
-from grokfused.step.options import check_flag, check_options, refuse_misspelt
+from grokfused.step.options import check_flag, check_options, refuse_unknown, warn_of_typos
 
 
 class GrokAdam(Masking, Optimizer):
@@ -147,7 +147,7 @@ class GrokAdam(Masking, Optimizer):
         defaults = dict(locals())
         for not_an_option in ("self", "params", "unknown", "__class__"):
             defaults.pop(not_an_option, None)
-        refuse_misspelt(unknown, defaults, any_unknown=True)
+        refuse_unknown(unknown, defaults)
         check_flag("unscales_grads", defaults.pop("unscales_grads"))
         defaults["state_dtype"] = state_dtype_name(state_dtype)
         check_options(defaults)
@@ -158,11 +158,12 @@ class GrokAdam(Masking, Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters; options it does not name are the optimizer's own.
 
-        The very dict is kept, as in torch: what is written into it later holds from the next step.
+        The very dict is kept, as in torch: what is written into it later holds from the next step. Keys that
+        are no options are kept for whoever reads them, with a warning of one that is a slip of the pen away
+        from an option.
 
         Raises:
-            ValueError, TypeError: As for the class; a key close to an option's name is taken for a
-                misspelling. Nothing was changed, not the dict either.
+            ValueError, TypeError: As for the class. Nothing was changed, not the dict either.
         """
         if not isinstance(param_group, dict) or "params" not in param_group:
             super().add_param_group(param_group)  # which raises
@@ -177,7 +178,7 @@ class GrokAdam(Masking, Optimizer):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Checks a group that is to be added, and gives ``state_dtype`` its name."""
-        refuse_misspelt(group, ("params", *self.defaults), any_unknown=False)
+        warn_of_typos(group, ("params", "param_names", *self.defaults), stacklevel=3)
         if "state_dtype" in group:
             group["state_dtype"] = state_dtype_name(group["state_dtype"])
         options = {**self.defaults, **group}

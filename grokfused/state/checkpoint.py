@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grokfused.state.arrays import MOMENTS, ROUNDED_DTYPES, there
+from grokfused.state.arrays import MOMENTS, NAMES, ROUNDED_DTYPES, there
 from grokfused.state.prepare import check_state, wrong_step
 from grokfused.state.sharding import unlike
 from grokfused.state.storage import PARAM_DTYPES, STATE_DTYPES, state_like
 from grokfused.step.clipping import max_norm_of
-from grokfused.step.mask import check_mask, check_mode, pack, unpack, zero_left_out
+from grokfused.step.mask import PackedMask, check_mask, check_mode, pack, unpack, zero_left_out
 from grokfused.step.members import param_names
 from grokfused.step.options import check_options
 
@@ -47,19 +47,18 @@ def with_bool_masks(groups: list[dict[str, Any]], state_dict: dict[str, Any]) ->
         groups: The optimizer's parameter groups.
         state_dict: Its state dict, in which parameters have numbers.
     """
-    params = [param for group in groups for param in group["params"]]
-    states = {
-        key: {**state, "mask": unpack(state["mask"], params[key]), "mask_mode": state["mask"].mode}
-        if "mask" in state
-        else state
-        for key, state in state_dict["state"].items()
-    }
+    states = dict(state_dict["state"])
+    for key, param in enumerate(param for group in groups for param in group["params"]):
+        state = states.get(key)
+        if isinstance(state, dict) and isinstance(mask := state.get("mask"), PackedMask):
+            states[key] = {**state, "mask": unpack(mask, param), "mask_mode": mask.mode}
     saved_groups = [{**group, MASKS: _masks_of(group, states)} for group in state_dict["param_groups"]]
     return {**state_dict, "state": states, "param_groups": saved_groups}
 
 
 def _masks_of(saved_group: Mapping[str, Any], states: Mapping[Any, Mapping[str, Any]]) -> int:
-    return sum("mask" in states.get(key, ()) for key in saved_group["params"])
+    found = [states.get(key) for key in saved_group["params"]]
+    return sum(isinstance(state, dict) and "mask" in state for state in found)
 
 
 def check_parts(state_dict: object) -> None:
@@ -95,12 +94,14 @@ def _check_keys(saved_groups: Sequence[Mapping[str, Any]], states: Mapping[Any, 
     twice = [key for key, count in keys.items() if count > 1]
     if twice:
         raise ValueError(f"the groups of the state dict name the parameters {twice} more than once: {GIVE}")
-    nobodys = [key for key in states if key not in keys]
+    # What is called otherwise than parameters are is another's: it is kept.
+    kinds = (int, *map(type, keys))
+    nobodys = [key for key in states if isinstance(key, kinds) and key not in keys]
     if nobodys:
         raise ValueError(f"the states {nobodys} belong to no parameter of the state dict's groups: {GIVE}")
-    for key, state in states.items():
-        if not isinstance(state, dict):
-            found = type(state).__name__
+    for key in keys & states.keys():
+        if not isinstance(states[key], dict):
+            found = type(states[key]).__name__
             why = "leave the key out where there is no state"
             raise ValueError(f"state[{key!r}] must be a dict of states, got {found}: {why}")
 
@@ -217,14 +218,18 @@ def _check_array(param: Tensor, value: object, dtype: torch.dtype | None, name: 
 
 @torch.no_grad()
 def owned_state(param: Tensor, dtype: torch.dtype, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a state of its own memory, like the parameter's: torch's loader would cast and share."""
-    state = dict(saved)
+    """Returns a state like the parameter's, ours with memory of its own: torch's loader would cast and share.
+
+    What others have put there comes along, its tensors on the device of the parameter.
+    """
+    own = {"step", "grad_ema_start", *MASK, *NAMES}
+    state = {key: value if key in own else _moved(value, param.device) for key, value in saved.items()}
     for array in there(saved):
         if array.like_param and saved[array.name].dtype != param.dtype:
             del state[array.name]  # as in a step: what one rounding cut off says nothing of another's values
         else:
-            own = param.dtype if array.like_param else dtype
-            state[array.name] = state_like(param, own, saved[array.name])
+            kind = param.dtype if array.like_param else dtype
+            state[array.name] = state_like(param, kind, saved[array.name])
     if "mask" in state:
         mask, mode = state["mask"].to(param.device), state.pop("mask_mode")
         state["mask"] = pack(mask, param, mode)
@@ -232,6 +237,14 @@ def owned_state(param: Tensor, dtype: torch.dtype, saved: Mapping[str, Any]) -> 
             zero_left_out(mask, [state[array.name] for array in there(state)])
     state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu")
     return state
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if type(value) is dict:
+        return {key: _moved(each, device) for key, each in value.items()}
+    return type(value)(_moved(each, device) for each in value) if type(value) in (list, tuple) else value
 
 
 def for_torch(optimizer: Any) -> dict[str, Any]:

@@ -53,7 +53,9 @@ def load(optimizer: Any, state_dict: Mapping[str, Any]) -> None:
         changed = hook(optimizer, given)
         given = given if changed is None else changed
     found = saved_states(optimizer.param_groups, given, optimizer.defaults)
-    state: defaultdict[Any, Any] = defaultdict(dict)
+    numbered = {key for group in given["param_groups"] for key in group["params"]}
+    others = {key: value for key, value in given["state"].items() if key not in numbered}
+    state: defaultdict[Any, Any] = defaultdict(dict, others)
     for param, dtype, saved_state in found:  # whatever fails has changed nothing yet
         state[param] = owned_state(param, dtype, saved_state)
     # In one go: a learning rate that is one tensor in all groups stays one.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -74,13 +75,32 @@ def refuse_incomplete(groups: Iterable[dict[str, Any]], defaults: dict[str, Any]
             raise ValueError(f"param_groups[{number}] has lost {lost}: put them back")
 
 
-def refuse_misspelt(names: Iterable[str], known: Iterable[str], *, any_unknown: bool) -> None:
-    """Raises TypeError for a name that is not known but close to one that is (or for any)."""
-    known = list(known)
+def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
+    """Raises TypeError for a keyword that is no option; the message names the option that may be meant."""
     for name in names:
-        if name in known:
-            continue
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5 if any_unknown else 0.75)
-        if nearest or any_unknown:
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known are {known}"
-            raise TypeError(f"unexpected keyword argument {name!r}{hint}")
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known are {list(known)}"
+        raise TypeError(f"unexpected keyword argument {name!r}{hint}")
+
+
+def warn_of_typos(group: Mapping[str, Any], known: Iterable[str], stacklevel: int) -> None:
+    """Warns of keys of a group that are one slip away from an option: others may keep theirs there."""
+    for name in group:
+        meant = [option for option in known if name not in known and _is_a_slip(name, option)]
+        if meant:
+            warnings.warn(
+                f"the key {name!r} of a parameter group is kept, but no option: did you mean {meant[0]!r}?",
+                stacklevel=stacklevel + 1,
+            )
+
+
+def _is_a_slip(name: object, meant: str) -> bool:
+    """True where one letter is missing, added or another, or two neighbours are exchanged."""
+    if not isinstance(name, str) or len(meant) < 4 or abs(len(name) - len(meant)) > 1:
+        return False
+    pairs = enumerate(zip(name, meant, strict=False))
+    begin = next((place for place, (a, b) in pairs if a != b), min(len(name), len(meant)))
+    a, b = name[begin:], meant[begin:]
+    if len(a) == len(b):
+        return a[1:] == b[1:] or (a[:2] == b[1::-1] and a[2:] == b[2:])
+    return a[1:] == b if len(a) > len(b) else a == b[1:]
