@@ -2,14 +2,25 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from snapshot import param
-from stepping import BACKENDS, OPTIONS, new_param, train
+from stepping import (
+    ADAM,
+    BACKENDS,
+    OPTIONS,
+    assert_same_bits,
+    new_param,
+    train,
+    ulps_of_the_largest,
+    values,
+)
+from torch import Tensor
 
-from grokfused import GrokAdamW
+from grokfused import GrokAdamW, step_in_backward
 from grokfused.lab.agreement import differing_bits
 
 # --- the dict itself -------------------------------------------------------------------------------------
@@ -106,3 +117,80 @@ def test_the_keys_of_others_are_kept_in_groups_copies_and_checkpoints(backend) -
     other.load_state_dict(optimizer.state_dict())
     for each in (optimizer, other, copy.deepcopy(optimizer)):
         assert {key: each.param_groups[0][key] for key in FOREIGN} == foreign
+
+
+# --- a parameter listed twice ----------------------------------------------------------------------------
+
+
+def twice(kind: Any, **options: Any) -> tuple[torch.optim.Optimizer, Tensor, Tensor]:
+    """Returns an optimizer of three places and two parameters, and these."""
+    shared, other = new_param(40), new_param(5)
+    with pytest.warns(UserWarning, match="a parameter group with duplicate parameters"):
+        optimizer = kind([("encoder", shared), ("bias", other), ("decoder", shared)], **options)
+    return optimizer, shared, other
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+def test_a_parameter_listed_twice_steps_twice_as_by_torch(masked, backend) -> None:
+    ours, shared, other = twice(GrokAdamW, lamb=0.0, backend=backend, **ADAM)
+    theirs, twin, twin_other = twice(torch.optim.AdamW, foreach=False, **ADAM)
+    kept = torch.ones_like(shared, dtype=torch.bool)
+    if masked:
+        kept = shared > 0
+        ours.set_mask("decoder", kept)
+    for optimizer in (ours, theirs):
+        train(optimizer, 3)
+    assert ours.state[shared]["step"] == theirs.state[twin]["step"] == 6
+    # See test_without_amplification_it_is_torch_optim.
+    assert ulps_of_the_largest((shared * kept).detach(), (twin * kept).detach()) <= 4
+    assert ulps_of_the_largest(other.detach(), twin_other.detach()) <= 4
+    assert (shared[~kept] == 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_parameter_listed_twice_is_saved_and_loaded_as_by_torch(backend) -> None:
+    optimizer, shared, _ = twice(GrokAdamW, backend=backend, **OPTIONS)
+    theirs, _, _ = twice(torch.optim.AdamW)
+    optimizer.set_mask(shared, shared > 0)
+    train(optimizer, 2)
+    train(theirs, 2)
+    saved = optimizer.state_dict()
+    assert saved["param_groups"][0]["params"] == theirs.state_dict()["param_groups"][0]["params"] == [2, 1, 2]
+    assert saved["state"].keys() == theirs.state_dict()["state"].keys()
+    again, copied, _ = twice(GrokAdamW, backend=backend)
+    with torch.no_grad():
+        copied.copy_(shared)
+    again.load_state_dict(saved)
+    assert torch.equal(again.masks()[copied], optimizer.masks()[shared])
+    train(optimizer, 1)
+    train(again, 1)
+    assert differing_bits(copied.detach(), shared.detach()) == 0
+    apart = GrokAdamW([new_param(40), new_param(5), new_param(40)])
+    with pytest.raises(ValueError, match=r"name the parameters \[2\] more than once"):
+        apart.load_state_dict(saved)
+    optimizer.remove_mask(shared)
+    theirs.load_state_dict(optimizer.torch_state_dict())
+    assert theirs.state_dict()["state"][2]["step"] == 6
+    again.load_state_dict(theirs.state_dict())
+    assert again.state[copied]["step"] == 6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_parameter_listed_twice_steps_twice_in_the_backward_pass(backend) -> None:
+    results = []
+    for in_backward in (False, True):
+        optimizer, shared, other = twice(GrokAdamW, backend=backend, **OPTIONS)
+        with step_in_backward(optimizer) if in_backward else nullcontext():
+            (shared.square().sum() + other.square().sum()).backward()
+            optimizer.step()
+        results.append(values(optimizer))
+    assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_message_names_a_parameter_that_is_listed_twice(backend) -> None:
+    optimizer, shared, _ = twice(GrokAdamW, backend=backend)
+    shared.grad = torch.ones(40).to_sparse()
+    with pytest.raises(RuntimeError, match="gradient of parameter 'encoder' of group 0"):
+        optimizer.step()

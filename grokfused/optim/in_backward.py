@@ -66,7 +66,8 @@ class StepInBackward:
         for group in optimizer.param_groups:
             _refuse_clipping(group)
         self._refuse_leftovers("zero_grad() first")
-        self._hooks = [_hook(param, self._step) for param in self._params()]
+        self._listed = Counter(self._params())
+        self._hooks = [_hook(param, self._step) for param in self._listed]
         optimizer._in_backward = self
 
     def remove(self) -> None:
@@ -138,7 +139,9 @@ class StepInBackward:
         if group is None or param.grad is None:
             return  # taken out of the optimizer, or taken away by another hook
         _refuse_clipping(group)
-        op.take(self.optimizer, Members(self.optimizer, [group], [param], [param], [param.grad], [0]), {})
+        times = self._listed[param]  # one step for each
+        columns = [param] * times, [param] * times, [param.grad] * times, [0] * times
+        op.take(self.optimizer, Members(self.optimizer, [group], *columns), {})
         self._steps[param] += 1
         param.grad = None
 

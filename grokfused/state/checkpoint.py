@@ -5,7 +5,6 @@ another model is refused.
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,7 +56,7 @@ def with_bool_masks(groups: list[dict[str, Any]], state_dict: dict[str, Any]) ->
 
 
 def _masks_of(saved_group: Mapping[str, Any], states: Mapping[Any, Mapping[str, Any]]) -> int:
-    found = [states.get(key) for key in saved_group["params"]]
+    found = [states.get(key) for key in {*saved_group["params"]}]
     return sum(isinstance(state, dict) and "mask" in state for state in found)
 
 
@@ -90,10 +89,7 @@ def _check_members(saved_group: object, name: str) -> None:
 
 
 def _check_keys(saved_groups: Sequence[Mapping[str, Any]], states: Mapping[Any, object]) -> None:
-    keys = Counter(key for saved_group in saved_groups for key in saved_group["params"])
-    twice = [key for key, count in keys.items() if count > 1]
-    if twice:
-        raise ValueError(f"the groups of the state dict name the parameters {twice} more than once: {GIVE}")
+    keys = {key for saved_group in saved_groups for key in saved_group["params"]}
     # What is called otherwise than parameters are is another's: it is kept.
     kinds = (int, *map(type, keys))
     nobodys = [key for key in states if isinstance(key, kinds) and key not in keys]
@@ -104,6 +100,19 @@ def _check_keys(saved_groups: Sequence[Mapping[str, Any]], states: Mapping[Any, 
             found = type(states[key]).__name__
             why = "leave the key out where there is no state"
             raise ValueError(f"state[{key!r}] must be a dict of states, got {found}: {why}")
+
+
+def _check_numbers(groups: Sequence[Mapping[str, Any]], saved_groups: Sequence[Mapping[str, Any]]) -> None:
+    """A parameter that is listed twice has one number, and a number is that of one parameter."""
+    keys = [key for saved_group in saved_groups for key in saved_group["params"]]
+    params = [param for group in groups for param in group["params"]]
+    owner = dict(zip(keys, params, strict=True))
+    shared = {key for key, param in zip(keys, params, strict=True) if owner[key] is not param}
+    if shared:
+        raise ValueError(
+            f"the groups of the state dict name the parameters {sorted(shared, key=str)} more than once, and "
+            f"this optimizer has several in their places: {GIVE}"
+        )
 
 
 def _check_group(saved_group: Mapping[str, Any], options: dict[str, Any], name: str) -> None:
@@ -151,13 +160,14 @@ def saved_states(
             "loaded state dict contains a parameter group that doesn't match the size of "
             f"optimizer's group: it has groups of {saved_sizes} parameters, this optimizer {sizes}"
         )
+    _check_numbers(groups, saved_groups)
     _check_keys(saved_groups, states)
     found = []
     every_option = [{**defaults, **saved_group} for saved_group in saved_groups]
     for number, (group, saved_group) in enumerate(zip(groups, saved_groups, strict=True)):
         _check_group(saved_group, every_option[number], f"param_groups[{number}]")
         dtype = STATE_DTYPES[every_option[number]["state_dtype"]]
-        for param, key in zip(group["params"], saved_group["params"], strict=True):
+        for key, param in dict(zip(saved_group["params"], group["params"], strict=True)).items():
             if state := states.get(key):
                 _check_state(param, state, dtype, f"state[{key!r}]")
                 found.append((param, dtype, state))
@@ -253,7 +263,8 @@ def for_torch(optimizer: Any) -> dict[str, Any]:
     What is in a group beside our options (a scheduler's ``initial_lr``, ``param_names``) is kept.
     """
     names = param_names(optimizer.param_groups)
-    numbers = {param: number for number, param in enumerate(names)}
+    owned = [param for group in optimizer.param_groups for param in group["params"]]
+    numbers = {param: number for number, param in enumerate(owned)}
     left_out = {"params", *optimizer.defaults} - set(TORCH_OPTIONS)
     state_dict: dict[str, Any] = {"state": {}, "param_groups": []}
     for group in optimizer.param_groups:
@@ -261,7 +272,7 @@ def for_torch(optimizer: Any) -> dict[str, Any]:
         members = [numbers[param] for param in group["params"]]
         options |= {"decoupled_weight_decay": optimizer.decay == "decoupled", "params": members}
         state_dict["param_groups"].append(options)
-        for param in group["params"]:
+        for param in dict.fromkeys(group["params"]):
             state = optimizer.state.get(param)
             if state and "mask" in state:
                 raise ValueError(

@@ -82,6 +82,12 @@ class Step:
         begin = 0
         while begin < count:
             rest = self._walked(members.part(begin, count), self._fitted_from(begin))
+            if (
+                rest.unfit
+            ):  # the part before has written, which a backend of Python's counts as anyone's writing
+                mended = self._prepared([begin + place for place in rest.unfit])
+                self._fitted = {**(self._fitted or {}), **mended}
+                rest = self._walked(members.part(begin, count), self._fitted_from(begin))
             end = begin + rest.apart
             walk = self._walked(members.part(begin, end), self._fitted_from(begin))
             self._run(walk, self._derived(walk))

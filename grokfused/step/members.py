@@ -81,11 +81,12 @@ class Name:
 
 def param_names(groups: Groups) -> dict[Tensor, str]:
     """Returns how messages call each parameter."""
-    return {
-        param: f"parameter {name!r} of group {number} (shape {list(param.shape)})"
-        for number, group in enumerate(groups)
-        for name, param in zip(_names(group), group["params"], strict=True)
-    }
+    found: dict[Tensor, str] = {}
+    for number, group in enumerate(groups):
+        for name, param in zip(_names(group), group["params"], strict=True):
+            shown = f"parameter {name!r} of group {number} (shape {list(param.shape)})"
+            found.setdefault(param, shown)  # of one that is listed twice, the first name
+    return found
 
 
 def _names(group: Mapping[str, Any]) -> Iterable[object]:
