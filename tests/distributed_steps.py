@@ -113,7 +113,7 @@ def gradients_of_other_layouts(_: Path) -> None:
             many.step()
     assert_same_states(many, one)
     with pytest.raises(ValueError, match="Partial"):
-        GrokAdamW([DTensor.from_local(full, mesh, [Partial()], run_check=False)])
+        GrokAdamW([DTensor.from_local(full, mesh, [Partial()], run_check=False).requires_grad_()])
     with pytest.raises(ValueError, match="set_optimizer_state_dict"):
         many.load_state_dict(one.state_dict())
 

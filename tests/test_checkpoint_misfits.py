@@ -161,7 +161,9 @@ MISFITS: dict[Callable[[dict[str, Any]], None], str] = {
     without_the_params_of_a_group: r"param_groups\[1\]\['params'\] must be a list, got none: give what",
     put(3, *GROUP, "params"): r"param_groups\[1\]\['params'\] must be a list, got int: give what",
     put([2, [3]], *GROUP, "params"): r"param_groups\[1\]\['params'\] must hold int or str, got list: give",
-    put([2, 0], *GROUP, "params"): r"name the parameters \[0\] more than once, and this optimizer has several",
+    put(
+        [2, 0], *GROUP, "params"
+    ): r"name the parameters \[0\] more than once, and this optimizer has several",
     put(3, *GROUP, "param_names"): r"param_groups\[1\]\['param_names'\] must be a list, got int: give what",
     put([3, 4], *GROUP, "param_names"): r"param_groups\[1\]\['param_names'\] must hold str, got int: give",
     put(torch.ones(3), *GROUP, "masks"): r"param_groups\[1\]\['masks'\] must be the number of .*got Tensor",

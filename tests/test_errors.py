@@ -7,10 +7,10 @@ import numpy
 import pytest
 import torch
 from snapshot import INF, NAN, Snapshot, param
-from stepping import OPTIONS
+from stepping import BACKENDS, OPTIONS, assert_same_bits, train, values
 from torch import Tensor
 
-from grokfused import GrokAdam, GrokAdamW
+from grokfused import GrokAdam, GrokAdamW, step_in_backward
 
 # --- options ---------------------------------------------------------------------------------------------
 
@@ -160,8 +160,6 @@ def test_an_unknown_keyword_is_refused_and_the_nearest_one_named(kind, unknown, 
 
 BAD_PARAMS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "complex": (lambda: param(3, dtype=torch.complex64), TypeError, "complex.*torch.view_as_real"),
-    "integer": (lambda: torch.zeros(3, dtype=torch.int64), TypeError, "float32, bfloat16 or float16.*int64"),
-    "bool": (lambda: torch.zeros(3, dtype=torch.bool), TypeError, "float32, bfloat16 or float16.*bool"),
     "float64": (lambda: param(3, dtype=torch.float64), TypeError, "float32, bfloat16 or float16.*float64"),
     "sparse": (lambda: torch.zeros(3).to_sparse().requires_grad_(), TypeError, "dense tensor.*sparse"),
     "expanded": (lambda: torch.ones(1).expand(3).requires_grad_(), ValueError, "overlaps itself.*expanded"),
@@ -171,7 +169,9 @@ BAD_PARAMS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "overlaps itself",
     ),
     "nested": (
-        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+        lambda: torch.nested.nested_tensor(
+            [torch.ones(2), torch.ones(3)], layout=torch.jagged, requires_grad=True
+        ),
         TypeError,
         "dense tensor, got a nested tensor",
     ),
@@ -196,6 +196,70 @@ def test_a_refused_parameter_is_called_by_its_name() -> None:
         GrokAdamW([("head.weight", param(3, dtype=torch.float64))])
     with pytest.raises(TypeError, match=r"parameter 1 of group 0"):
         GrokAdamW([param(3), param(3, dtype=torch.float64)])
+
+
+# Frozen ones are accepted, as by torch: what is checked is what is stepped.
+FROZEN: dict[str, Callable[[], Tensor]] = {
+    "integer": lambda: torch.arange(3),
+    "bool": lambda: torch.zeros(3, dtype=torch.bool),
+    "float8": lambda: torch.zeros(3, dtype=torch.float8_e4m3fn),
+    "complex": lambda: torch.ones(3, dtype=torch.complex64),
+    "expanded": lambda: torch.ones(1).expand(3),
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("make", FROZEN.values(), ids=FROZEN)
+def test_a_frozen_parameter_may_be_anything(make, backend) -> None:
+    trained = param(4)
+    optimizer = GrokAdamW([("frozen", make()), ("trained", trained)], backend=backend, **OPTIONS)
+    optimizer.add_param_group({"params": [("later", make())]})
+    with step_in_backward(optimizer):
+        trained.sum().backward()
+    trained.grad = torch.ones(4)
+    optimizer.step()
+    assert list(optimizer.state) == [trained]
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.state[trained]["step"] == 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["integer", "complex", "expanded"])
+def test_a_frozen_parameter_is_refused_by_name_once_it_is_to_be_stepped(kind, backend) -> None:
+    frozen = FROZEN[kind]()
+    optimizer = GrokAdamW([("frozen", frozen), ("trained", param(4))], backend=backend, **OPTIONS)
+    frozen.grad = torch.ones_like(frozen)
+    before = Snapshot(optimizer)
+    _, error, message = BAD_PARAMS.get(kind, (None, TypeError, "float32, bfloat16 or float16.*int64"))
+    for act in (optimizer.step, lambda: optimizer.set_mask(frozen, torch.ones(3, dtype=torch.bool))):
+        with pytest.raises(error, match=f"parameter 'frozen' of group 0.*{message}"):
+            act()
+        before.assert_unchanged()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_parameters_of_lazy_modules_train_once_they_are_initialized(backend) -> None:
+    models = [torch.nn.Sequential(torch.nn.LazyLinear(3), torch.nn.Linear(3, 1)) for _ in range(2)]
+    optimizer = GrokAdamW(models[0].named_parameters(), backend=backend, **OPTIONS)
+    optimizer.step()
+    for act in (
+        lambda: optimizer.set_mask("0.weight", torch.ones(3, 2, dtype=torch.bool)),
+        lambda: step_in_backward(optimizer),
+    ):
+        with pytest.raises(
+            ValueError, match=r"'0.weight' of group 0 \(not initialized yet\).*lazy module once"
+        ):
+            act()
+    with torch.no_grad():
+        for model in models:
+            model(torch.ones(4, 2))
+    models[1].load_state_dict(models[0].state_dict())
+    late = GrokAdamW(models[1].named_parameters(), backend=backend, **OPTIONS)
+    for each in (optimizer, late):
+        train(each, 3)
+    assert_same_bits(values(optimizer), values(late))
 
 
 def test_no_parameters_and_the_same_parameter_twice_are_refused_as_by_torch() -> None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from grokfused.optim import op
+from grokfused.state.storage import check_initialized
 from grokfused.step.members import Members, Name
 
 
@@ -44,7 +45,8 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
 
     Raises:
         TypeError: It is another optimizer.
-        ValueError: ``max_grad_norm`` is set: it needs all gradients before the first step.
+        ValueError: ``max_grad_norm`` is set: it needs all gradients before the first step. Or a parameter is
+            not initialized yet.
         RuntimeError: A parameter has a gradient, or the optimizer steps in backward already. And later, in
             ``backward()`` or ``optimizer.step()``: a loss scale, a gradient left over, one that was
             accumulated, or what an ordinary step raises.
@@ -67,7 +69,11 @@ class StepInBackward:
             _refuse_clipping(group)
         self._refuse_leftovers("zero_grad() first")
         self._listed = Counter(self._params())
-        self._hooks = [_hook(param, self._step) for param in self._listed]
+        for param in self._listed:
+            check_initialized(param, self._name(param))
+        # No other dtype can have a gradient.
+        trainable = [param for param in self._listed if param.is_floating_point() or param.is_complex()]
+        self._hooks = [_hook(param, self._step) for param in trainable]
         optimizer._in_backward = self
 
     def remove(self) -> None:

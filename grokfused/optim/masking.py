@@ -10,7 +10,7 @@ from torch import Tensor
 
 from grokfused.state.arrays import there
 from grokfused.state.prepare import check_state, prepare_state
-from grokfused.state.storage import check_has_values
+from grokfused.state.storage import check_has_values, check_param
 from grokfused.step.mask import check_mask, check_mode, pack, unpack, zero_left_out
 from grokfused.step.members import param_names
 from grokfused.step.options import check_options, refuse_incomplete
@@ -53,6 +53,7 @@ class Masking:
         for key, mask in masks.items():
             param, name = self._owned(key)
             check_has_values(param, name)
+            check_param(param, name)
             check_mask(mask, param, name)
             if param in found:
                 raise ValueError(f"{name} is given two masks, by its name and by itself: give one")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
@@ -43,7 +44,9 @@ class GrokAdam(Masking, Optimizer):
     is an entry of the parameter group, may differ between groups and may be changed between steps.
 
     Args:
-        params: Parameters (float32, bfloat16 or float16), named parameters, or groups of them.
+        params: Parameters (float32, bfloat16 or float16), named parameters, or groups of them. Frozen ones
+            (``requires_grad=False``) may be of any dtype and layout, and lazy ones not initialized yet: what
+            has a gradient in a step is checked then.
         lr: Step length, parameter units per step. >= 0; a float or a one-element tensor.
             (default: 1e-3)
         betas: Memories of the two moments, both in [0, 1); floats or one-element tensors.
@@ -186,9 +189,10 @@ class GrokAdam(Masking, Optimizer):
         max_norm_of([*self.param_groups, options])
         params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
         for index, param in enumerate(params):
-            named = isinstance(param, tuple)
-            name = f"parameter {param[0] if named else index!r} of group {len(self.param_groups)}"
-            check_param(param[1] if named else param, name)
+            name, tensor = param if isinstance(param, tuple) else (index, param)
+            # What cannot be stepped now may be owned: a step looks at it anew.
+            if not (isinstance(tensor, Tensor) and (is_lazy(tensor) or not tensor.requires_grad)):
+                check_param(tensor, f"parameter {name!r} of group {len(self.param_groups)}")
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes one step on every parameter that has a gradient.

@@ -41,8 +41,8 @@ def kind_of(param: Tensor) -> backends.Kind:
 
 def check_place(param: Tensor, grad: Tensor, state: State, group: Group, name: object) -> None:
     """Raises an error that names the parameter where it, its gradient or its state cannot be stepped."""
-    check_param(param, name)
     check_has_values(param, name)
+    check_param(param, name)
     check_memory(param, name)
     check_state(param, state, name)
     backends.choose(group["backend"], kind_of(param))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from grokfused.state.sharding import gathered_grad, is_partial, local, sharded_like, unlike
 
@@ -69,8 +70,15 @@ def check_param(param: object, name: object) -> None:
         )
 
 
+def check_initialized(param: Tensor, name: object) -> None:
+    """Raises ValueError for a parameter of a lazy module, which an optimizer may own but not step."""
+    if is_lazy(param):
+        raise ValueError(f"{name} has no values: run its lazy module once first")
+
+
 def check_has_values(param: Tensor, name: object) -> None:
-    """Raises ValueError for a parameter on the meta device, which an optimizer may own but not step."""
+    """Raises ValueError for a parameter that may be owned but not stepped: lazy, or on the meta device."""
+    check_initialized(param, name)
     if param.device.type == "meta":
         raise ValueError(f"{name} is on the meta device and has no values to update; materialize it first")
 
