@@ -41,7 +41,10 @@ class GrokAdam(Masking, Optimizer):
         p = p - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
 
     ``p.grad`` is never modified. With ``lamb=0`` this is torch.optim's optimizer to rounding. Every option
-    is an entry of the parameter group, may differ between groups and may be changed between steps.
+    is an entry of the parameter group, may differ between groups and may be changed between steps. The ranges
+    below are those of what is given; of what schedulers write later torch.optim asks nothing, and here a step
+    refuses only what would make every parameter infinite or NaN: a number that is not finite, a beta1 of 1 or
+    -1, and a beta2 or an alpha beyond [-1, 1]. (It cannot see a tensor of the device with ``capturable``.)
 
     Args:
         params: Parameters (float32, bfloat16 or float16), named parameters, or groups of them. Frozen ones
@@ -153,7 +156,7 @@ class GrokAdam(Masking, Optimizer):
         refuse_unknown(unknown, defaults)
         check_flag("unscales_grads", defaults.pop("unscales_grads"))
         defaults["state_dtype"] = state_dtype_name(state_dtype)
-        check_options(defaults)
+        check_options(defaults, given=True)
         super().__init__(params, defaults)
         self._name = op.new_name(self)
         self._step_supports_amp_scaling = unscales_grads
@@ -185,7 +188,7 @@ class GrokAdam(Masking, Optimizer):
         if "state_dtype" in group:
             group["state_dtype"] = state_dtype_name(group["state_dtype"])
         options = {**self.defaults, **group}
-        check_options(options)
+        check_options(options, given=True)
         max_norm_of([*self.param_groups, options])
         params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
         for index, param in enumerate(params):

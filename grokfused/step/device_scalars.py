@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grokfused.step.scalars import Hyperparameters, checked_hyperparameters, derive, grad_factor
+from grokfused.step.scalars import TENSORS, Hyperparameters, checked_hyperparameters, derive, grad_factor
 
 Group = Mapping[str, Any]
 
@@ -53,7 +53,7 @@ def table(
     step = torch.stack([counter.reshape(()) for counter in steps]).double() + 1.0
     alpha = alpha * (step != first)
     values: Any = Hyperparameters(lr, (beta1, beta2), eps, weight_decay, alpha, lamb)  # type: ignore[arg-type]
-    row: Any = derive(values, step=step, grad_factor=factor, sqrt=torch.sqrt)
+    row: Any = derive(values, step=step, grad_factor=factor, arithmetic=TENSORS)
     return torch.stack(row, dim=1).float()
 
 

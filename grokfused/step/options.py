@@ -34,9 +34,15 @@ def check_flag(name: str, value: object) -> None:
         raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Raises ValueError or TypeError naming the first option that is out of its range."""
-    checked_hyperparameters(options)
+def check_options(options: Mapping[str, Any], *, given: bool = False) -> None:
+    """Raises ValueError or TypeError naming the first option that is out of its range.
+
+    Args:
+        options: All options of a group.
+        given: Whether they are given now, or were written since; see ``scalars.GIVEN`` and ``LATER``.
+            (default: False)
+    """
+    checked_hyperparameters(options, given=given)
     check_choices(options)
     check_max_norm(options["max_grad_norm"])
 
