@@ -1,7 +1,11 @@
 """Hyperparameters may change between steps, and the slow gradient starts as its options say."""
 
 import copy
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy
 import pytest
 import torch
 from stepping import (
@@ -11,6 +15,7 @@ from stepping import (
     assert_same_bits,
     new_param,
     randn,
+    through_a_file,
     train,
     ulps_of_the_largest,
     values,
@@ -191,6 +196,86 @@ def test_a_parameter_moved_to_another_group_takes_that_groups_options(backend) -
     before = b.detach().clone()
     train(optimizer, 1)
     assert differing_bits(b.detach(), before) == 0
+
+
+# --- the kinds of numbers --------------------------------------------------------------------------------
+
+
+class ListConfig(Sequence):
+    """A sequence that is neither tuple nor list, as omegaconf's is."""
+
+    def __init__(self, *items: Any) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.items[place]
+
+
+SEQUENCES: dict[str, Callable[[float, float], Any]] = {
+    "list": lambda *betas: list(betas),
+    "ListConfig": ListConfig,
+    "array": lambda *betas: numpy.array(betas),
+    "deque": lambda *betas: deque(betas),
+}
+
+
+@pytest.mark.usefixtures("numbering")
+@pytest.mark.parametrize("given_to", ["constructor", "group", "live group"])
+@pytest.mark.parametrize("sequence", SEQUENCES)
+def test_betas_may_be_any_sequence(sequence, given_to) -> None:
+    betas = SEQUENCES[sequence](0.6, 0.9)
+    results = []
+    for given in ((0.6, 0.9), betas):
+        options = {**OPTIONS, "betas": given} if given_to == "constructor" else OPTIONS
+        group = {"params": [new_param(9)], **({"betas": given} if given_to == "group" else {})}
+        optimizer = GrokAdamW([group], capturable=True, **options)
+        if given_to == "live group":
+            optimizer.param_groups[0]["betas"] = given
+        else:
+            saved = through_a_file(optimizer.state_dict())["param_groups"][0]["betas"]
+            assert list(saved) == [0.6, 0.9]
+        train(optimizer, 2)
+        results.append(values(optimizer))
+    assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_numpys_numbers_are_taken_wherever_pythons_are(backend) -> None:
+    results = []
+    numbers = {
+        "lr": 0.25,
+        "eps": 0.125,
+        "weight_decay": 0.5,
+        "alpha": 0.75,
+        "lamb": 1.5,
+        "max_grad_norm": 0.5,
+    }
+    for real, whole, flag in ((float, int, bool), (numpy.float32, numpy.int64, numpy.bool_)):
+        options = {
+            **{name: real(value) for name, value in numbers.items()},
+            "betas": (real(0.5), real(0.75)),
+            "seed": whole(7),
+            **{name: flag(True) for name in ("amsgrad", "maximize", "capturable", "fused")},
+            "foreach": flag(False),
+        }
+        given = GrokAdamW([new_param(9)], backend=backend, state_dtype="bfloat16", **options)
+        given.add_param_group({"params": [new_param(7)], "lr": whole(1)})
+        live = GrokAdamW([new_param(9), new_param(7)], backend=backend, state_dtype="bfloat16")
+        live.param_groups[0].update(options, lr=whole(1))
+        for optimizer in (given, live):
+            train(optimizer, 2)
+            results.append(values(optimizer))
+    assert_same_bits(results[0], results[2])
+    assert_same_bits(results[1], results[3])
+
+
+def test_whether_gradients_are_unscaled_may_be_numpys_too() -> None:
+    for flag in (False, True):
+        optimizer = GrokAdamW([new_param(3)], unscales_grads=numpy.bool_(flag))
+        assert optimizer._step_supports_amp_scaling is flag
 
 
 # --- the slow gradient's start ---------------------------------------------------------------------------

@@ -19,10 +19,10 @@ from grokfused.optim.in_backward import StepInBackward
 from grokfused.optim.masking import Masking
 from grokfused.state.checkpoint import for_torch
 from grokfused.state.state_dict import load, saved
-from grokfused.state.storage import check_param, state_dtype_name
+from grokfused.state.storage import check_param
 from grokfused.step.clipping import given_scale, max_norm_of
 from grokfused.step.members import with_grads
-from grokfused.step.options import check_flag, check_options, refuse_unknown, warn_of_typos
+from grokfused.step.options import check_flag, check_options, plain, refuse_unknown, warn_of_typos
 
 
 class GrokAdam(Masking, Optimizer):
@@ -52,7 +52,7 @@ class GrokAdam(Masking, Optimizer):
             has a gradient in a step is checked then.
         lr: Step length, parameter units per step. >= 0; a float or a one-element tensor.
             (default: 1e-3)
-        betas: Memories of the two moments, both in [0, 1); floats or one-element tensors.
+        betas: Memories of the two moments, both in [0, 1): a sequence of floats or one-element tensors.
             (default: (0.9, 0.999))
         eps: Added to the root of the second moment, gradient units. >= 0. (default: 1e-8)
         weight_decay: >= 0. (default: 0 for GrokAdam, 1e-2 for GrokAdamW)
@@ -155,11 +155,11 @@ class GrokAdam(Masking, Optimizer):
             defaults.pop(not_an_option, None)
         refuse_unknown(unknown, defaults)
         check_flag("unscales_grads", defaults.pop("unscales_grads"))
-        defaults["state_dtype"] = state_dtype_name(state_dtype)
+        defaults = plain(defaults)
         check_options(defaults, given=True)
         super().__init__(params, defaults)
         self._name = op.new_name(self)
-        self._step_supports_amp_scaling = unscales_grads
+        self._step_supports_amp_scaling = bool(unscales_grads)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters; options it does not name are the optimizer's own.
@@ -177,16 +177,15 @@ class GrokAdam(Masking, Optimizer):
         group = dict(param_group)
         if not isinstance(group["params"], (Tensor, set)):
             group["params"] = list(group["params"])
+        group |= plain({name: group[name] for name in group if name in self.defaults})
         self._check_group(group)
         super().add_param_group(group)
         param_group.update(group)
         self.param_groups[-1] = param_group
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        """Checks a group that is to be added, and gives ``state_dtype`` its name."""
+        """Checks a group that is to be added."""
         warn_of_typos(group, ("params", "param_names", *self.defaults), stacklevel=3)
-        if "state_dtype" in group:
-            group["state_dtype"] = state_dtype_name(group["state_dtype"])
         options = {**self.defaults, **group}
         check_options(options, given=True)
         max_norm_of([*self.param_groups, options])

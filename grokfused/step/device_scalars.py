@@ -13,7 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grokfused.step.scalars import TENSORS, Hyperparameters, checked_hyperparameters, derive, grad_factor
+from grokfused.step.scalars import (
+    TENSORS,
+    Hyperparameters,
+    checked_hyperparameters,
+    derive,
+    grad_factor,
+    pair_of_betas,
+)
 
 Group = Mapping[str, Any]
 
@@ -59,7 +66,7 @@ def table(
 
 def _rates(group: Group) -> tuple[Any, ...]:
     """Returns what may be a tensor, in the order of ``Hyperparameters``."""
-    return (group["lr"], *group["betas"])
+    return (group["lr"], *pair_of_betas(group["betas"]))
 
 
 def _reads(value: object, device: torch.device) -> bool:
@@ -72,8 +79,7 @@ def _numbers(group: Group, device: torch.device) -> tuple[float, ...]:
     known = dict(group)
     if _reads(group["lr"], device):
         known["lr"] = 0.0
-    if isinstance(group["betas"], (tuple, list)):
-        known["betas"] = [0.0 if _reads(beta, device) else beta for beta in group["betas"]]
+    known["betas"] = [0.0 if _reads(beta, device) else beta for beta in pair_of_betas(group["betas"])]
     lr, betas, *others = checked_hyperparameters(known)
     return (lr, *betas, *others, grad_factor(group))
 

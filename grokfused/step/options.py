@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import numbers
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy
+
 from grokfused import backends
-from grokfused.state.storage import PARAM_ROUNDINGS, STATE_DTYPES
+from grokfused.state.storage import PARAM_ROUNDINGS, STATE_DTYPES, state_dtype_name
 from grokfused.step.clipping import check_max_norm
 from grokfused.step.grad_filter import FILTERS, INITS
-from grokfused.step.scalars import checked_hyperparameters
+from grokfused.step.scalars import checked_hyperparameters, pair_of_betas
 
 CHOICES = {
     "grad_filter": tuple(FILTERS),
@@ -21,6 +24,7 @@ CHOICES = {
     "param_rounding": PARAM_ROUNDINGS,
     "backend": backends.NAMES,
 }
+BOOLS = (bool, numpy.bool_)
 FLAGS = ("amsgrad", "maximize", "capturable", "differentiable")
 # Accepted because torch.optim has them.
 INERT = ("foreach", "fused")
@@ -29,9 +33,23 @@ OPTIONS = (*CHOICES, *FLAGS, *INERT, "seed")
 
 
 def check_flag(name: str, value: object) -> None:
-    """Raises TypeError for what is neither True nor False."""
-    if not isinstance(value, bool):
+    """Raises TypeError for what is neither True nor False, numpy's included."""
+    if not isinstance(value, BOOLS):
         raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options as plain values, which ``torch.load(weights_only=True)`` reads."""
+    found = {name: _item(value) for name, value in options.items()}
+    if "betas" in found:
+        found["betas"] = tuple(map(_item, pair_of_betas(found["betas"])))
+    if "state_dtype" in found:
+        found["state_dtype"] = state_dtype_name(found["state_dtype"])
+    return found
+
+
+def _item(value: Any) -> Any:
+    return value.item() if isinstance(value, numpy.generic) else value
 
 
 def check_options(options: Mapping[str, Any], *, given: bool = False) -> None:
@@ -55,12 +73,12 @@ def check_choices(options: Mapping[str, Any]) -> None:
     for name in FLAGS:
         check_flag(name, options[name])
     for name in INERT:
-        if not (options[name] is None or isinstance(options[name], bool)):
+        if not (options[name] is None or isinstance(options[name], BOOLS)):
             raise TypeError(f"{name} must be None, True or False, got {options[name]!r}")
     seed = options["seed"]
-    if isinstance(seed, bool) or not isinstance(seed, int):
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
         raise TypeError(f"seed must be an integer in [0, 2**63), got {seed!r}")
-    if not 0 <= seed < 2**63:
+    if not 0 <= int(seed) < 2**63:
         raise ValueError(f"seed must be an integer in [0, 2**63), got {seed}")
     if options["fused"] and options["differentiable"]:
         raise RuntimeError("`fused` does not support `differentiable`")

@@ -102,6 +102,21 @@ def _number(name: str, value: object) -> object:
     return value.item()
 
 
+def pair_of_betas(betas: Any) -> tuple[Any, Any]:
+    """Returns the two betas of any sequence: a tuple, a list, an array, omegaconf's ListConfig.
+
+    Raises:
+        TypeError: It is no sequence of two.
+    """
+    if type(betas) not in (tuple, list):
+        indexed = hasattr(type(betas), "__len__") and hasattr(type(betas), "__getitem__")
+        if not indexed or isinstance(betas, (str, bytes, Mapping)) or getattr(betas, "ndim", 1) != 1:
+            raise TypeError(f"{BETAS}, got {betas!r}")
+    if len(betas) != 2:
+        raise TypeError(f"{BETAS}, got {betas!r}")
+    return betas[0], betas[1]
+
+
 def checked_hyperparameters(group: Mapping[str, Any], *, given: bool = False) -> Hyperparameters:
     """Returns the group's hyperparameters as floats.
 
@@ -113,13 +128,11 @@ def checked_hyperparameters(group: Mapping[str, Any], *, given: bool = False) ->
         TypeError, ValueError: One is no number or out of its range; the message names it, its value
             and the range.
     """
-    betas = group["betas"]
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise TypeError(f"{BETAS}, got {betas!r}")
+    beta1, beta2 = pair_of_betas(group["betas"])
     values = (
         _number("lr", group["lr"]),
-        _number("betas[0]", betas[0]),
-        _number("betas[1]", betas[1]),
+        _number("betas[0]", beta1),
+        _number("betas[1]", beta2),
         *(group[name] for name in ("eps", "weight_decay", "alpha", "lamb")),
     )
     try:
