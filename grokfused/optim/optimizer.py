@@ -17,7 +17,7 @@ from grokfused.optim import op
 from grokfused.optim.compiled import compiled_step
 from grokfused.optim.in_backward import StepInBackward
 from grokfused.optim.masking import Masking
-from grokfused.state.checkpoint import for_torch
+from grokfused.state.checkpoint import for_torch, note_masks
 from grokfused.state.state_dict import load, saved
 from grokfused.state.storage import check_param
 from grokfused.step.clipping import given_scale, max_norm_of
@@ -180,6 +180,7 @@ class GrokAdam(Masking, Optimizer):
         group |= plain({name: group[name] for name in group if name in self.defaults})
         self._check_group(group)
         super().add_param_group(group)
+        note_masks([group], self.state)
         param_group.update(group)
         self.param_groups[-1] = param_group
 
@@ -278,6 +279,7 @@ class GrokAdam(Masking, Optimizer):
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
+        note_masks(self.param_groups, self.state)  # pickled before groups told of them
 
 
 @cache

@@ -5,7 +5,7 @@ another model is refused.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ def with_bool_masks(groups: list[dict[str, Any]], state_dict: dict[str, Any]) ->
     """Returns the state dict with each packed mask as a bool tensor ``mask`` and its ``mask_mode``.
 
     So a checkpoint can be read, cut and merged like any other state of the parameter's shape. Each group
-    tells how many ``masks`` it has, so that none is lost unnoticed on the way.
+    tells how many ``masks`` it has, so that none is lost unnoticed on the way; see ``note_masks``.
 
     Args:
         groups: The optimizer's parameter groups.
@@ -53,6 +53,16 @@ def with_bool_masks(groups: list[dict[str, Any]], state_dict: dict[str, Any]) ->
             states[key] = {**state, "mask": unpack(mask, param), "mask_mode": mask.mode}
     saved_groups = [{**group, MASKS: _masks_of(group, states)} for group in state_dict["param_groups"]]
     return {**state_dict, "state": states, "param_groups": saved_groups}
+
+
+def note_masks(groups: Iterable[dict[str, Any]], states: Mapping[Any, Any]) -> None:
+    """Notes in each live group how many of its parameters have a mask.
+
+    What is saved is counted anew. The note is a place: torch.distributed.checkpoint and
+    ``torch.optim._stateless`` know only the keys that live groups have.
+    """
+    for group in groups:
+        group[MASKS] = _masks_of(group, states)
 
 
 def _masks_of(saved_group: Mapping[str, Any], states: Mapping[Any, Mapping[str, Any]]) -> int:
@@ -265,7 +275,7 @@ def for_torch(optimizer: Any) -> dict[str, Any]:
     names = param_names(optimizer.param_groups)
     owned = [param for group in optimizer.param_groups for param in group["params"]]
     numbers = {param: number for number, param in enumerate(owned)}
-    left_out = {"params", *optimizer.defaults} - set(TORCH_OPTIONS)
+    left_out = {"params", MASKS, *optimizer.defaults} - set(TORCH_OPTIONS)
     state_dict: dict[str, Any] = {"state": {}, "param_groups": []}
     for group in optimizer.param_groups:
         options = {name: copy.deepcopy(value) for name, value in group.items() if name not in left_out}

@@ -26,10 +26,15 @@ from grokfused.state.storage import (
     state_like,
 )
 from grokfused.step.grad_filter import FILTERS, note_start
-from grokfused.step.mask import check_packed, cleared, fitting
+from grokfused.step.mask import check_mask, check_mode, check_packed, cleared, fitting, pack
 
 Group = Mapping[str, Any]
 State = dict[str, Any]
+# torch's words, where they fit.
+FUSED_META = (
+    "`fused=True` requires all the params to be floating point Tensors of supported devices, but it is on "
+    "the meta device and has no values; materialize it first"
+)
 COUNTERS = (torch.float32, torch.float64, torch.int64, torch.int32)
 
 
@@ -41,6 +46,8 @@ def kind_of(param: Tensor) -> backends.Kind:
 
 def check_place(param: Tensor, grad: Tensor, state: State, group: Group, name: object) -> None:
     """Raises an error that names the parameter where it, its gradient or its state cannot be stepped."""
+    if param.is_meta and group["fused"]:
+        raise RuntimeError(f"{name}: {FUSED_META}")
     check_has_values(param, name)
     check_param(param, name)
     check_memory(param, name)
@@ -73,7 +80,10 @@ def check_state(param: Tensor, state: Mapping[str, Any], name: object) -> None:
     for key in ("step", *MOMENTS) if arrays else ():
         if key not in state:
             raise RuntimeError(f"the state of {name} has lost {key!r}: restore it, or clear the state")
-    if "mask" in state:
+    if isinstance(state.get("mask"), Tensor):  # as saved, put in by hand
+        check_mask(state["mask"], param, name)
+        check_mode(state.get("mask_mode"))
+    elif "mask" in state:
         check_packed(state["mask"], param, name)
     wrong = wrong_step(state.get("step", 0))
     if wrong:
@@ -120,6 +130,8 @@ def prepare_state(param: Tensor, state: State, group: Group) -> None:
                 note_start(state)
         else:
             state[array.name] = _lying_like(param, state[array.name])
+    if isinstance(state.get("mask"), Tensor):
+        state["mask"] = pack(state["mask"], param, state.pop("mask_mode"))
     if "mask" in state:
         arrays = [state[array.name] for array in needed]
         state["mask"] = cleared(fitting(state["mask"], param), arrays)

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from grokfused.state.checkpoint import MASKS, check_parts, owned_state, saved_states, with_bool_masks
+from grokfused.state.checkpoint import check_parts, note_masks, owned_state, saved_states, with_bool_masks
 
 
 def saved(optimizer: Any) -> dict[str, Any]:
@@ -61,6 +61,7 @@ def load(optimizer: Any, state_dict: Mapping[str, Any]) -> None:
     # In one go: a learning rate that is one tensor in all groups stays one.
     options = copy.deepcopy(given["param_groups"])
     groups = [_loaded(*pair) for pair in zip(optimizer.param_groups, options, strict=True)]
+    note_masks(groups, state)
     optimizer.__setstate__({"state": state, "param_groups": groups})
     for hook in list(optimizer._optimizer_load_state_dict_post_hooks.values()):
         hook(optimizer)
@@ -69,6 +70,4 @@ def load(optimizer: Any, state_dict: Mapping[str, Any]) -> None:
 def _loaded(group: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a group with the options that were saved and the parameters that there are."""
     names = {"param_names": group["param_names"]} if "param_names" in group else {}
-    loaded = {**names, **options, "params": group["params"]}
-    loaded.pop(MASKS, None)
-    return loaded
+    return {**names, **options, "params": group["params"]}
