@@ -119,6 +119,28 @@ def test_the_keys_of_others_are_kept_in_groups_copies_and_checkpoints(backend) -
         assert {key: each.param_groups[0][key] for key in FOREIGN} == foreign
 
 
+class Wrapper(torch.optim.Optimizer):
+    """Shares its groups with the optimizer it makes, and keeps options of its own in them."""
+
+    def __init__(
+        self, params: Any, base: type[torch.optim.Optimizer], own: dict[str, Any], **options: Any
+    ) -> None:
+        super().__init__(params, {**own, **options})
+        self.base = base(self.param_groups, **options)
+        self.param_groups = self.base.param_groups
+
+
+def test_an_option_that_a_wrapper_may_mean_otherwise_is_not_taken_unnoticed() -> None:
+    words = r"'alpha': 0.5, 'seed': 5} stood in the groups that Wrapper shares, and is taken for GrokAdamW's"
+    with pytest.warns(UserWarning, match=words):
+        Wrapper([param(3)], GrokAdamW, {"rho": 0.1, "seed": 5, "alpha": 0.5}, lr=0.1)
+    with pytest.raises(ValueError, match=r"Invalid alpha value: 9.0 .*'alpha': 9.0} stood"):
+        Wrapper([param(3)], GrokAdamW, {"alpha": 9.0}, lr=0.1)
+    # Warnings are errors in this suite: of what was given to us, and of groups that are no one else's.
+    Wrapper([param(3)], GrokAdamW, {"rho": 0.1}, lr=0.1, alpha=0.5, seed=5)
+    GrokAdamW([{"params": [param(3)], "rho": 0.1, "alpha": 0.5}])
+
+
 # --- a parameter listed twice ----------------------------------------------------------------------------
 
 

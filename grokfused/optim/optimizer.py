@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -17,12 +18,13 @@ from grokfused.optim import op
 from grokfused.optim.compiled import compiled_step
 from grokfused.optim.in_backward import StepInBackward
 from grokfused.optim.masking import Masking
-from grokfused.state.checkpoint import for_torch, note_masks
+from grokfused.state.checkpoint import TORCH_OPTIONS, for_torch, note_masks
 from grokfused.state.state_dict import load, saved
 from grokfused.state.storage import check_param
 from grokfused.step.clipping import given_scale, max_norm_of
 from grokfused.step.members import with_grads
 from grokfused.step.options import check_flag, check_options, plain, refuse_unknown, warn_of_typos
+from grokfused.step.wrappers import collision
 
 
 class GrokAdam(Masking, Optimizer):
@@ -157,9 +159,23 @@ class GrokAdam(Masking, Optimizer):
         check_flag("unscales_grads", defaults.pop("unscales_grads"))
         defaults = plain(defaults)
         check_options(defaults, given=True)
-        super().__init__(params, defaults)
+        self._own(params if isinstance(params, Tensor) else list(params), defaults)
         self._name = op.new_name(self)
         self._step_supports_amp_scaling = bool(unscales_grads)
+
+    def _own(self, params: Any, defaults: dict[str, Any]) -> None:
+        """Has torch take the parameters or groups, and tells of options that a wrapper may mean otherwise."""
+        ours = {name: value for name, value in defaults.items() if name not in TORCH_OPTIONS}
+        groups = [group for group in params if isinstance(group, dict)]
+        doubt = collision(groups, ours, Optimizer, type(self).__name__)
+        try:
+            super().__init__(params, defaults)
+        except (TypeError, ValueError) as error:
+            if doubt:
+                raise type(error)(f"{error}. {doubt}") from error
+            raise
+        if doubt:
+            warnings.warn(doubt, stacklevel=4)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters; options it does not name are the optimizer's own.

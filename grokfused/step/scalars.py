@@ -50,7 +50,10 @@ LATER = {
     "beta2": Range("the second of betas must be in [-1, 1]", -1.0, 1.0),
     "eps": Range("eps must be a finite number"),
     "weight_decay": Range("weight_decay must be a finite number"),
-    "alpha": Range("alpha must be in [-1, 1]", -1.0, 1.0),
+    "alpha": Range(
+        "alpha must be in [-1, 1]; a wrapper that shares the groups may mean another: docs/trainers.md",
+        *(-1.0, 1.0),
+    ),
     "lamb": Range("lamb must be a finite number"),
 }
 TORCH_NAMES = {

@@ -1,0 +1,49 @@
+"""Who else has to do with a model or an optimizer, as far as it can be told while the program runs.
+
+Wrappers leave no trace on what they wrap, so living objects are looked through: tens of milliseconds in a
+large program. Ask once, and only where an answer matters.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+Kind = TypeVar("Kind")
+
+
+def living(kind: type[Kind]) -> Iterator[Kind]:
+    """Yields the living instances of a class, told by their type: asking for `__class__` may run code."""
+    return (found for found in gc.get_objects() if issubclass(type(found), kind))
+
+
+def collision(
+    groups: Iterable[Mapping[str, Any]], options: Mapping[str, Any], kind: type[Any], taker: str
+) -> str | None:
+    """Says that a group that another optimizer has too, as wrappers share theirs, brings options of its own.
+
+    Args:
+        groups: The groups an optimizer is made of.
+        options: Those of its options that other optimizers may mean otherwise.
+        kind: The class of all optimizers.
+        taker: How the optimizer is called.
+    """
+    brought = {
+        name: group[name]
+        for group in groups
+        for name in options
+        if name in group and repr(group[name]) != repr(options[name])
+    }
+    if not brought:
+        return None
+    own = {id(group) for group in groups}
+    for other in living(kind):
+        if own & {id(group) for group in getattr(other, "param_groups", ())}:
+            name = type(other).__name__
+            return (
+                f"{brought} stood in the groups that {name} shares, and is taken for {taker}'s. If {name} "
+                f"means its own: make it with another base optimizer, then put {taker} with groups of its "
+                "own in the place of that (docs/trainers.md)"
+            )
+    return None
