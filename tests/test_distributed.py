@@ -17,6 +17,8 @@ CASES = [
     "masks_are_sharded_like_their_parameters",
     "gradients_of_other_layouts",
     "ddp_trains_like_one_process",
+    "a_step_in_backward_refuses_ddp",
+    "a_step_in_backward_of_shards_is_the_ordinary_one",
     "zero_redundancy_optimizer",
     "clipping_is_clip_grad_norm_and_a_step_of_one_process",
     "clipping_trains_like_one_process",

@@ -14,6 +14,7 @@ from torch import Tensor
 from grokfused.optim import op
 from grokfused.state.storage import check_initialized
 from grokfused.step.members import Members, Name
+from grokfused.step.wrappers import exchanged_by_ddp
 
 
 class Optimizer(op.Optimizer, Protocol):
@@ -33,9 +34,8 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
 
     Every backward pass is a step: to accumulate gradients, add the losses before it. A parameter whose
     gradient comes in two parts in one pass (reentrant checkpointing) takes two steps; where
-    ``optimizer.step()`` is called, it raises on both. ``DistributedDataParallel`` exchanges gradients after
-    the step would be taken, so that the ranks would part: it cannot be told from here, do not combine them.
-    A copy of the optimizer, deep or pickled, takes ordinary steps.
+    ``optimizer.step()`` is called, it raises on both. A copy of the optimizer, deep or pickled, takes
+    ordinary steps.
 
     Args:
         optimizer: A GrokAdam or GrokAdamW whose parameters have no gradients now.
@@ -47,9 +47,11 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
         TypeError: It is another optimizer.
         ValueError: ``max_grad_norm`` is set: it needs all gradients before the first step. Or a parameter is
             not initialized yet.
-        RuntimeError: A parameter has a gradient, or the optimizer steps in backward already. And later, in
-            ``backward()`` or ``optimizer.step()``: a loss scale, a gradient left over, one that was
-            accumulated, or what an ordinary step raises.
+        RuntimeError: A parameter has a gradient, or the optimizer steps in backward already. Or the model
+            is wrapped in ``DistributedDataParallel``, which exchanges gradients after the step would be
+            taken, so that the processes would part. And later, in ``backward()`` or ``optimizer.step()``:
+            the same, a loss scale, a gradient left over, one that was accumulated, or what an ordinary step
+            raises.
     """
     return StepInBackward(optimizer)
 
@@ -68,6 +70,8 @@ class StepInBackward:
         for group in optimizer.param_groups:
             _refuse_clipping(group)
         self._refuse_leftovers("zero_grad() first")
+        self._refuse_ddp()
+        self._begun = False
         self._listed = Counter(self._params())
         for param in self._listed:
             check_initialized(param, self._name(param))
@@ -124,6 +128,14 @@ class StepInBackward:
                     "the scaled loss: step_in_backward and GradScaler cannot be combined; train in bfloat16"
                 )
 
+    def _refuse_ddp(self) -> None:
+        param = exchanged_by_ddp(self._params())
+        if param is not None:
+            raise RuntimeError(
+                f"{self._name(param)} is one of a DistributedDataParallel model, which exchanges gradients "
+                "after step_in_backward has used them: take ordinary steps, or use fully_shard (FSDP2)"
+            )
+
     def _group_of(self, param: Tensor) -> dict[str, Any] | None:
         """Returns the group that a parameter is in now; None where it was taken out of the optimizer."""
         groups = self.optimizer.param_groups
@@ -140,6 +152,9 @@ class StepInBackward:
 
     def _step(self, param: Tensor) -> None:
         """Steps one parameter whose gradient has just come, and frees the gradient."""
+        if not self._begun:
+            self._refuse_ddp()  # the model may have been wrapped since
+            self._begun = True
         self._refuse_loss_scale()
         group = self._group_of(param)
         if group is None or param.grad is None:

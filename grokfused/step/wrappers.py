@@ -10,12 +10,28 @@ import gc
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+
 Kind = TypeVar("Kind")
 
 
 def living(kind: type[Kind]) -> Iterator[Kind]:
     """Yields the living instances of a class, told by their type: asking for `__class__` may run code."""
     return (found for found in gc.get_objects() if issubclass(type(found), kind))
+
+
+def exchanged_by_ddp(params: Iterable[Tensor]) -> Tensor | None:
+    """Returns the first parameter whose gradients a DistributedDataParallel exchanges, or None."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return None
+    exchanged = {
+        id(param)
+        for model in living(torch.nn.parallel.DistributedDataParallel)
+        for name, param in model.module.named_parameters()
+        if name not in getattr(model, "parameters_to_ignore", ())
+    }
+    return next((param for param in params if id(param) in exchanged), None)
 
 
 def collision(
