@@ -26,6 +26,7 @@ CASES = [
     "a_norm_that_is_not_finite_reaches_all_processes",
     "an_overflow_on_one_process_cancels_the_step_on_all",
     "shards_that_are_no_dtensors",
+    "a_norm_of_a_part_warns",
     "a_scaled_loss",
     "a_full_state_dict_fits_one_process",
     "a_full_state_dict_is_spread_over_two",

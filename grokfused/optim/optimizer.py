@@ -69,9 +69,10 @@ class GrokAdam(Masking, Optimizer):
             before the filter sees them: ``torch.nn.utils.clip_grad_norm_`` without its pass over the
             gradients, and equal to it to rounding (the norm is torch's: its last bit may depend on the number
             of threads). > 0, and equal in all groups. DTensors count whole, other gradients as this process
-            has them. As there, masked elements count, and a norm that is not finite is not caught: NaN makes
-            all parameters NaN, infinity those elements whose gradient is infinite or NaN, while the others
-            step on 0. None: no limit. (default: None)
+            has them, with a warning where that is a part (FSDP1, ZeroRedundancyOptimizer). As there, masked
+            elements count, and a norm that is not finite is not caught: NaN makes all parameters NaN,
+            infinity those elements whose gradient is infinite or NaN, while the others step on 0.
+            None: no limit. (default: None)
         maximize: Ascend instead of descend. (default: False)
         capturable: The device numbers the steps of CUDA parameters, and reads a learning rate and betas that
             are tensors there, so that a CUDA graph may hold the step; hyperparameters that are numbers are

@@ -24,6 +24,7 @@ from grokfused.step.options import check_options, refuse_incomplete
 from grokfused.step.policy import Policy, policies_of
 from grokfused.step.scalars import scalar_table, step_scalars
 from grokfused.step.walk import Walk
+from grokfused.step.wrappers import warn_of_partial_norm
 
 # Where a step may be numbered by the device; elsewhere the host waits for what it has to know.
 NUMBERING_DEVICES = ("cuda",)
@@ -71,6 +72,8 @@ class Step:
             self._walk = self._walked(members, self._fitted)
         self._refuse(self._walk)
         self._numbers = self._derived(self._walk)
+        if max_norm is not None:
+            warn_of_partial_norm(members.owner, members.keys)
         self._scale = scale if max_norm is None else clipped(scale, members.grads, max_norm)
 
     def run(self) -> None:

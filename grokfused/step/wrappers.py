@@ -7,8 +7,11 @@ large program. Ask once, and only where an answer matters.
 from __future__ import annotations
 
 import gc
+import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -32,6 +35,43 @@ def exchanged_by_ddp(params: Iterable[Tensor]) -> Tensor | None:
         if name not in getattr(model, "parameters_to_ignore", ())
     }
     return next((param for param in params if id(param) in exchanged), None)
+
+
+_looked: WeakSet[Any] = WeakSet()  # the optimizers that `warn_of_partial_norm` has looked at
+
+
+def warn_of_partial_norm(optimizer: Any, params: Iterable[Tensor]) -> None:
+    """Warns, once, where the gradients of an optimizer are a part, and it cannot know the norm of all.
+
+    Args:
+        optimizer: One that clips.
+        params: Its parameters.
+    """
+    if optimizer in _looked or not _several_processes():
+        return
+    _looked.add(optimizer)
+    if any(hasattr(param, "_fsdp_flattened") for param in params):  # FSDP1's mark
+        who, instead = "FullyShardedDataParallel", "its own clip_grad_norm_"
+    elif any(getattr(zero, "optim", None) is optimizer for zero in _living_zero()):
+        who, instead = "ZeroRedundancyOptimizer", "torch.nn.utils.clip_grad_norm_ of all parameters"
+    else:
+        return
+    warnings.warn(
+        f"max_grad_norm limits the norm of the gradients that this process has, and {who} gives each process "
+        f"a part of them: leave it out and call {instead} before the step, or use fully_shard (FSDP2)",
+        stacklevel=2,
+    )
+
+
+def _several_processes() -> bool:
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return there and torch.distributed.get_world_size() > 1
+
+
+def _living_zero() -> Iterator[Any]:
+    """Yields the ZeroRedundancyOptimizers; where no one has imported the class there can be none."""
+    module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
+    return iter(()) if module is None else living(module.ZeroRedundancyOptimizer)
 
 
 def collision(
