@@ -27,6 +27,7 @@ from grokfused.state.storage import (
 )
 from grokfused.step.grad_filter import FILTERS, note_start
 from grokfused.step.mask import check_mask, check_mode, check_packed, cleared, fitting, pack
+from grokfused.step.options import check_choices
 
 Group = Mapping[str, Any]
 State = dict[str, Any]
@@ -158,3 +159,15 @@ def place_counter(param: Tensor, state: State, device_numbers: bool, numbering: 
         state["step"] = step.to(param.device, torch.float32)  # itself, where it is that already
     elif step.device.type != "cpu":
         state["step"] = step.cpu()
+
+
+def imagine_step(param: Tensor, grad: Tensor, state: State, group: Group) -> None:
+    """Does to a parameter without values what a step does beside the arithmetic: makes states, and counts.
+
+    No tensor is asked for a number: under FakeTensorMode none has one.
+    """
+    check_choices(group)
+    check_param(param, "a parameter")
+    check_grad(param, grad, "a parameter")
+    prepare_state(param, state, group)
+    state["step"] += 1
