@@ -1,5 +1,6 @@
-"""Several threads: those that save one optimizer, and those that step optimizers of their own."""
+"""Several threads: those that save one optimizer, and those that step optimizers of their own; and a fork."""
 
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -99,3 +100,35 @@ def test_four_optimizers_in_four_threads_step_as_one_after_the_other(backend) ->
 
     for number, found in enumerate(together(trained)):
         assert_same_bits(found, trained(number))
+
+
+FORKED = """
+import os, signal
+import torch
+from grokfused import GrokAdamW
+
+def make(kind, param):
+    return torch.optim.AdamW([param], foreach=False) if kind == "torch" else GrokAdamW([param], backend=kind)
+
+for size, threads in ((100, torch.get_num_threads()), (300_000, 1)):
+    torch.set_num_threads(threads) if threads == 1 else None
+    for kind in ("torch", "native", "reference"):
+        param = torch.ones(size, requires_grad=True)
+        param.grad = torch.ones(size)
+        optimizer = make(kind, param)
+        optimizer.step()
+        child = os.fork()
+        if not child:
+            signal.alarm(30)
+            optimizer.step()
+            os._exit(int(optimizer.state[param]["step"] != 2))
+        print(kind, size, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_child_that_was_forked_after_a_step_steps_where_torch_does(request) -> None:
+    """Larger ones on several threads wait forever, torch's too: OpenMP's threads are not forked with it."""
+    command = [sys.executable, "-c", FORKED]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=request.config.rootpath, timeout=240)
+    cases = [f"{kind} {size} 0" for size in (100, 300_000) for kind in ("torch", *BACKENDS)]
+    assert shown.stdout.splitlines() == cases, shown.stderr
