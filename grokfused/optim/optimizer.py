@@ -10,20 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
 from grokfused.optim import op
 from grokfused.optim.compiled import compiled_step
+from grokfused.optim.groups import checked_group
 from grokfused.optim.in_backward import StepInBackward
 from grokfused.optim.masking import Masking
 from grokfused.state.checkpoint import TORCH_OPTIONS, for_torch, note_masks
 from grokfused.state.state_dict import load, saved
-from grokfused.state.storage import check_param
-from grokfused.step.clipping import given_scale, max_norm_of
+from grokfused.step.clipping import given_scale
 from grokfused.step.members import with_grads
-from grokfused.step.options import check_flag, check_options, plain, refuse_unknown, warn_of_typos
+from grokfused.step.options import check_flag, check_options, plain, refuse_unknown
 from grokfused.step.wrappers import collision
 
 
@@ -191,28 +190,11 @@ class GrokAdam(Masking, Optimizer):
         if not isinstance(param_group, dict) or "params" not in param_group:
             super().add_param_group(param_group)  # which raises
             return
-        group = dict(param_group)
-        if not isinstance(group["params"], (Tensor, set)):
-            group["params"] = list(group["params"])
-        group |= plain({name: group[name] for name in group if name in self.defaults})
-        self._check_group(group)
+        group = checked_group(param_group, self.param_groups, self.defaults)
         super().add_param_group(group)
         note_masks([group], self.state)
         param_group.update(group)
         self.param_groups[-1] = param_group
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        """Checks a group that is to be added."""
-        warn_of_typos(group, ("params", "param_names", *self.defaults), stacklevel=3)
-        options = {**self.defaults, **group}
-        check_options(options, given=True)
-        max_norm_of([*self.param_groups, options])
-        params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
-        for index, param in enumerate(params):
-            name, tensor = param if isinstance(param, tuple) else (index, param)
-            # What cannot be stepped now may be owned: a step looks at it anew.
-            if not (isinstance(tensor, Tensor) and (is_lazy(tensor) or not tensor.requires_grad)):
-                check_param(tensor, f"parameter {name!r} of group {len(self.param_groups)}")
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes one step on every parameter that has a gradient.

@@ -1,7 +1,8 @@
 """Who else has to do with a model or an optimizer, as far as it can be told while the program runs.
 
 Wrappers leave no trace on what they wrap, so living objects are looked through: tens of milliseconds in a
-large program. Ask once, and only where an answer matters.
+large program. Ask once, and only where an answer matters. Relied on beside torch's public interface: the mark
+of FSDP1 on its parameters (``_fsdp_flattened``), and DDP's ``parameters_to_ignore``.
 """
 
 from __future__ import annotations
