@@ -93,15 +93,15 @@ class TensorReader {
     keys_at_ = find(0, kImplementation, [&](Py_ssize_t at) {
       return bits_at(implementation, at) == keys && bits_at(negated, at) == negative_keys;
     });
-    lazy_bits_ = keys_at_ ? (negative_keys & ~keys) | conjugate : 0;
+    unresolved_bits_ = keys_at_ ? (negative_keys & ~keys) | conjugate : 0;
   }
 
-  bool knows_keys() const { return keys_at_ && lazy_bits_; }
+  bool knows_keys() const { return keys_at_ && unresolved_bits_; }
 
   // Whether torch negates or conjugates a tensor when it is read, of which DLPack does not tell.
-  bool is_lazy(PyObject* tensor) const {
+  bool is_unresolved(PyObject* tensor) const {
     if (knows_keys() && is_tensor(tensor))
-      return bits_at(word_at(tensor, implementation_at_), keys_at_) & lazy_bits_;
+      return bits_at(word_at(tensor, implementation_at_), keys_at_) & unresolved_bits_;
     const auto says = [tensor](const char* question) {
       const auto is =
           pybind11::reinterpret_steal<pybind11::object>(PyObject_CallMethod(tensor, question, nullptr));
@@ -146,7 +146,7 @@ class TensorReader {
   int (*read_)(void*, DLTensor*) = nullptr;
   PyTypeObject* tensor_type_ = nullptr;
   Py_ssize_t implementation_at_ = 0, storage_at_ = 0, keys_at_ = 0;  // bytes from the beginning; 0: unknown
-  uint64_t lazy_bits_ = 0;
+  uint64_t unresolved_bits_ = 0;
 };
 
 }  // namespace grokfused

@@ -100,7 +100,7 @@ class PlaceReader {
     param.size = element_count(sizes) * (is_complex(param.dtype) ? 2 : 1);
     param.dense = is_contiguous(sizes, strides) || is_dense(sizes, strides);
     if (!param.dense && overlaps_itself(sizes, strides)) return false;
-    if (table_.read.is_lazy(held.ptr())) param.dense = false;
+    if (table_.read.is_unresolved(held.ptr())) param.dense = false;
     return true;
   }
 
@@ -108,7 +108,7 @@ class PlaceReader {
   bool look_at_grad(py::object& held, const Param& param, DLTensor& grad, bool mended) {
     py::object spec;
     return read(held, grad, spec) && (mended || spread_alike(spec, param.spec)) &&
-           dtype_of(grad) == param.dtype && lies_like(grad, param) && !table_.read.is_lazy(held.ptr());
+           dtype_of(grad) == param.dtype && lies_like(grad, param) && !table_.read.is_unresolved(held.ptr());
   }
 
   bool look_at_state(py::object& held, const Param& param, int planes, DLTensor& state) {

@@ -92,8 +92,10 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
     return torch.randn(8, 5, generator=random), torch.randn(8, 1, generator=random)
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, part: slice = slice(None)) -> None:
-    for step in range(5):
+def train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, part: slice = slice(None), steps: int = 5
+) -> None:
+    for step in range(steps):
         inputs, targets = (whole_batch[part] for whole_batch in batch(step))
         optimizer.zero_grad()
         (model(inputs) - targets).square().mean().backward()

@@ -3,6 +3,7 @@
 import itertools
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from distributed_group import (
@@ -20,8 +21,11 @@ from distributed_group import (
 from stepping import OPTIONS
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Partial
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from grokfused import GrokAdamW
@@ -135,6 +139,31 @@ def shards_that_are_no_dtensors(_: Path) -> None:
     assert scaler.get_scale() == 4.0
 
 
+def a_norm_of_a_part_warns(_: Path) -> None:
+    """Once, with the way out; not where the gradients are whole. (Warnings are errors here.)"""
+    cpu = torch.device("cpu")
+    flat, original = (
+        FullyShardedDataParallel(network(), device_id=cpu, use_orig_params=each) for each in (False, True)
+    )
+    options = {**OPTIONS, "max_grad_norm": LIMIT}
+    zero_model = network()
+    cases = {
+        "FullyShardedDataParallel .* its own clip_grad_norm_": [
+            (model, GrokAdamW(model.parameters(), **options)) for model in (flat, original)
+        ],
+        "ZeroRedundancyOptimizer .* torch.nn.utils.clip_grad_norm_ of all": [
+            (zero_model, ZeroRedundancyOptimizer(zero_model.parameters(), GrokAdamW, **options))
+        ],
+    }
+    for words, found in cases.items():
+        for model, optimizer in found:
+            with pytest.warns(UserWarning, match=words):
+                train(model, optimizer, steps=1)
+            train(model, optimizer, steps=1)
+    whole_model = DistributedDataParallel(network())
+    train(whole_model, GrokAdamW(whole_model.parameters(), **options), steps=1)
+
+
 def a_scaled_loss(_: Path) -> None:
     plain, model = network(), sharded_network()
     one, many = GrokAdamW(plain.parameters(), **OPTIONS), GrokAdamW(model.parameters(), **OPTIONS)
@@ -158,5 +187,6 @@ CASES = [
     a_norm_that_is_not_finite_reaches_all_processes,
     an_overflow_on_one_process_cancels_the_step_on_all,
     shards_that_are_no_dtensors,
+    a_norm_of_a_part_warns,
     a_scaled_loss,
 ]

@@ -1,5 +1,6 @@
 """Cases of tests/test_distributed.py: the step on shards and replicas, and the masks of shards."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from distributed_group import (
     ROUNDING,
     assert_same_bits,
     assert_same_states,
+    batch,
     every_layout,
     give_grads,
     my_part,
@@ -25,7 +27,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from grokfused import GrokAdam, GrokAdamW
+from grokfused import GrokAdam, GrokAdamW, step_in_backward
 
 
 def fsdp2_trains_like_one_process(_: Path) -> None:
@@ -113,7 +115,7 @@ def gradients_of_other_layouts(_: Path) -> None:
             many.step()
     assert_same_states(many, one)
     with pytest.raises(ValueError, match="Partial"):
-        GrokAdamW([DTensor.from_local(full, mesh, [Partial()], run_check=False)])
+        GrokAdamW([DTensor.from_local(full, mesh, [Partial()], run_check=False).requires_grad_()])
     with pytest.raises(ValueError, match="set_optimizer_state_dict"):
         many.load_state_dict(one.state_dict())
 
@@ -124,6 +126,37 @@ def ddp_trains_like_one_process(_: Path) -> None:
     train(model, GrokAdamW(model.parameters(), **OPTIONS), my_part())
     for param, other in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(param, other, **ROUNDING)
+
+
+def a_step_in_backward_refuses_ddp(_: Path) -> None:
+    """Whichever came first, the wrapper or the handle, and before anything was stepped."""
+    net = network()
+    optimizer = GrokAdamW(net.named_parameters(), **OPTIONS)
+    words = "parameter '.*' of group 0 .* is one of a DistributedDataParallel model"
+    early = step_in_backward(optimizer)
+    model = DistributedDataParallel(net)
+    before = [param.detach().clone() for param in net.parameters()]
+    with pytest.raises(RuntimeError, match=words):
+        model(batch(0)[0]).sum().backward()
+    for param, old in zip(net.parameters(), before, strict=True):
+        assert_same_bits(param, old)
+    early.remove()
+    optimizer.zero_grad()
+    with pytest.raises(RuntimeError, match=words):
+        step_in_backward(optimizer)
+    other = network()  # beside it, one that is not exchanged
+    with step_in_backward(GrokAdamW(other.parameters())):
+        other(batch(0)[0]).sum().backward()
+
+
+def a_step_in_backward_of_shards_is_the_ordinary_one(_: Path) -> None:
+    models = sharded_network(), sharded_network()
+    optimizers = [GrokAdamW(model.parameters(), **OPTIONS) for model in models]
+    for number, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
+        with step_in_backward(optimizer) if number else nullcontext():
+            train(model, optimizer, my_part())
+    for param, other in zip(*(model.parameters() for model in models), strict=True):
+        assert_same_bits(whole(param), whole(other))
 
 
 def zero_redundancy_optimizer(_: Path) -> None:
@@ -152,5 +185,7 @@ CASES = [
     masks_are_sharded_like_their_parameters,
     gradients_of_other_layouts,
     ddp_trains_like_one_process,
+    a_step_in_backward_refuses_ddp,
+    a_step_in_backward_of_shards_is_the_ordinary_one,
     zero_redundancy_optimizer,
 ]

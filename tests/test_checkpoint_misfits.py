@@ -84,7 +84,7 @@ def with_an_option_lost(saved: dict[str, Any]) -> None:
 
 
 def with_an_option_out_of_range(saved: dict[str, Any]) -> None:
-    saved["param_groups"][1]["lr"] = -0.25
+    saved["param_groups"][1]["lr"] = float("-inf")
 
 
 def without_states(saved: dict[str, Any]) -> None:
@@ -148,7 +148,7 @@ MISFITS: dict[Callable[[dict[str, Any]], None], str] = {
     with_a_start_of_the_filter_that_is_none: r"state\[3\]\['grad_ema_start'\] must be a number of steps",
     with_a_state_of_nobody: r"states \[9\] belong to no parameter",
     with_an_option_lost: r"param_groups\[1\] lacks \['lr'\]: it is not a group of an Adam",
-    with_an_option_out_of_range: r"Invalid learning rate: -0.25",
+    with_an_option_out_of_range: r"Invalid learning rate: -inf",
     without_states: r"must have a mapping 'state', got NoneType",
     with_an_unknown_state_dtype: r"state_dtype must be .*float8_e4m3fn",
     put([3, 4], "param_groups"): r"param_groups\[0\] must be a dict of options and 'params', got int",
@@ -156,13 +156,15 @@ MISFITS: dict[Callable[[dict[str, Any]], None], str] = {
     without_the_params_of_a_group: r"param_groups\[1\]\['params'\] must be a list, got none: give what",
     put(3, *GROUP, "params"): r"param_groups\[1\]\['params'\] must be a list, got int: give what",
     put([2, [3]], *GROUP, "params"): r"param_groups\[1\]\['params'\] must hold int or str, got list: give",
-    put([2, 0], *GROUP, "params"): r"name the parameters \[0\] more than once: give what",
+    put(
+        [2, 0], *GROUP, "params"
+    ): r"name the parameters \[0\] more than once, and this optimizer has several",
     put(3, *GROUP, "param_names"): r"param_groups\[1\]\['param_names'\] must be a list, got int: give what",
     put([3, 4], *GROUP, "param_names"): r"param_groups\[1\]\['param_names'\] must hold str, got int: give",
     put(torch.ones(3), *GROUP, "masks"): r"param_groups\[1\]\['masks'\] must be the number of .*got Tensor",
     put(None, *GROUP, "masks"): r"param_groups\[1\]\['masks'\] must be the number of .*got NoneType",
     put(1, *GROUP, "masks"): r"param_groups\[1\] was saved with 1 masks, of which 0 came",
-    put(torch.ones(3), *GROUP, "eps"): r"param_groups\[1\]: eps must be a finite number >= 0, got tensor",
+    put(torch.ones(3), *GROUP, "eps"): r"param_groups\[1\]: eps must be a finite number, got tensor",
     put(torch.ones(3), *GROUP, "amsgrad"): r"param_groups\[1\]: amsgrad must be True or False, got tensor",
     put(1.5, *GROUP, "max_grad_norm"): r"max_grad_norm .*equal in all groups, got \[None, 1.5\]",
     put({}, "state", 9): r"the states \[9\] belong to no parameter.*: give what",

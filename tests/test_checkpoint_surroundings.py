@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from checkpointing import OPTIONS, copies, new_params, optimizer_in_use, options
-from stepping import BACKENDS, assert_same_bits, train, values
+from stepping import BACKENDS, assert_same_bits, through_a_file, train, values
 
 from grokfused import GrokAdamW
 from grokfused.lab.agreement import differing_bits
@@ -145,3 +145,36 @@ def test_cleared_states_start_again(backend) -> None:
     for each in (optimizer, fresh):
         train(each, 2, seed=5)
     assert_same_bits(values(optimizer), values(fresh))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_states_of_others_pass_through_checkpoints_copies_and_masks(backend) -> None:
+    params = new_params()
+    optimizer = GrokAdamW(params, backend=backend, **OPTIONS)
+    whole = {"trac": {"s": torch.tensor(0.25), "mask": None, "beta": 0.9}, "test": 1}
+    part = {"note": "mine", "ranks": [torch.arange(3), (1, "a")], "wide": torch.ones(2, dtype=torch.float64)}
+    # As a hook does it, at every step.
+    optimizer.register_step_post_hook(lambda who, *_: who.state.update(whole))
+    train(optimizer, 1)
+    optimizer.state[params[1]].update(part)
+    optimizer.set_mask(params[1], params[1] > 0)
+    train(optimizer, 1)
+    resumed = GrokAdamW(copies(params), backend=backend)
+    resumed.load_state_dict(through_a_file(optimizer.state_dict()))
+    for each in (optimizer, resumed, copy.deepcopy(optimizer)):
+        assert {key: each.state[key] for key in whole} == whole
+        own = each.state[each.param_groups[0]["params"][1]]
+        assert repr({key: own[key] for key in part}) == repr(part)
+        assert len(each.masks()) == 1
+    train(optimizer, 2, seed=5)
+    train(resumed, 2, seed=5)
+    for a, b in zip(params, resumed.param_groups[0]["params"], strict=True):
+        assert differing_bits(a.detach(), b.detach()) == 0
+
+
+def test_a_state_of_a_parameter_that_there_is_not_is_refused_still() -> None:
+    optimizer = optimizer_in_use()
+    saved = optimizer.state_dict()
+    saved["state"] = {**saved["state"], 99: saved["state"][0]}
+    with pytest.raises(ValueError, match=r"states \[99\] belong to no parameter"):
+        optimizer.load_state_dict(saved)

@@ -7,10 +7,10 @@ import numpy
 import pytest
 import torch
 from snapshot import INF, NAN, Snapshot, param
-from stepping import OPTIONS
+from stepping import BACKENDS, OPTIONS, assert_same_bits, train, values
 from torch import Tensor
 
-from grokfused import GrokAdam, GrokAdamW
+from grokfused import GrokAdam, GrokAdamW, step_in_backward
 
 # --- options ---------------------------------------------------------------------------------------------
 
@@ -155,25 +155,6 @@ def test_an_unknown_keyword_is_refused_and_the_nearest_one_named(kind, unknown, 
     assert (f"did you mean {nearest!r}?" if nearest else "known are ['lr', 'betas'") in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("misspelt", "meant"), [("lam", "lamb"), ("weight_deacy", "weight_decay"), ("beta", "betas")]
-)
-def test_a_misspelt_group_key_is_refused(misspelt, meant) -> None:
-    optimizer = GrokAdamW([param(4)], **OPTIONS)
-    before = Snapshot(optimizer)
-    with pytest.raises(TypeError, match=f"did you mean '{meant}'"):
-        optimizer.add_param_group({"params": [param(3)], misspelt: 0.5})
-    before.assert_unchanged()
-    with pytest.raises(TypeError, match=f"did you mean '{meant}'"):
-        GrokAdamW([{"params": [param(3)], misspelt: 0.5}], **OPTIONS)
-
-
-def test_group_keys_of_other_tools_are_kept() -> None:
-    optimizer = GrokAdamW([{"params": [param(3)], "name": "head", "initial_lr": 0.1, "lr_scale": 2}])
-    group = optimizer.param_groups[0]
-    assert (group["name"], group["initial_lr"], group["lr_scale"]) == ("head", 0.1, 2)
-
-
 # --- parameters ------------------------------------------------------------------------------------------
 
 
@@ -183,12 +164,11 @@ BAD_PARAMS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         r"conjugated only when read.*resolve_conj",
     ),
-    "integer": (
-        lambda: torch.zeros(3, dtype=torch.int64),
+    "float8": (
+        lambda: torch.zeros(3, dtype=torch.float8_e4m3fn).requires_grad_(),
         TypeError,
-        "float32, bfloat16, float16, float64, complex64, complex128, got torch.int64",
+        "float32, bfloat16, float16, float64, complex64, complex128, got torch.float8",
     ),
-    "bool": (lambda: torch.zeros(3, dtype=torch.bool), TypeError, "one of float32, bfloat16.*got torch.bool"),
     "sparse": (lambda: torch.zeros(3).to_sparse().requires_grad_(), TypeError, "dense tensor.*sparse"),
     "expanded": (lambda: torch.ones(1).expand(3).requires_grad_(), ValueError, "overlaps itself.*expanded"),
     "overlapping": (
@@ -197,7 +177,9 @@ BAD_PARAMS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "overlaps itself",
     ),
     "nested": (
-        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+        lambda: torch.nested.nested_tensor(
+            [torch.ones(2), torch.ones(3)], layout=torch.jagged, requires_grad=True
+        ),
         TypeError,
         "dense tensor, got a nested tensor",
     ),
@@ -219,9 +201,73 @@ def test_a_parameter_that_cannot_be_stepped_is_refused(make, error, message) -> 
 
 def test_a_refused_parameter_is_called_by_its_name() -> None:
     with pytest.raises(TypeError, match=r"parameter 'head.weight' of group 0"):
-        GrokAdamW([("head.weight", torch.zeros(3, dtype=torch.int64))])
+        GrokAdamW([("head.weight", param(3).detach().to(torch.float8_e5m2).requires_grad_())])
     with pytest.raises(TypeError, match=r"parameter 1 of group 0"):
-        GrokAdamW([param(3), torch.zeros(3, dtype=torch.int64)])
+        GrokAdamW([param(3), param(3).detach().to(torch.float8_e5m2).requires_grad_()])
+
+
+# Frozen ones are accepted, as by torch: what is checked is what is stepped.
+FROZEN: dict[str, Callable[[], Tensor]] = {
+    "integer": lambda: torch.arange(3),
+    "bool": lambda: torch.zeros(3, dtype=torch.bool),
+    "float8": lambda: torch.zeros(3, dtype=torch.float8_e4m3fn),
+    "complex": lambda: torch.ones(3, dtype=torch.complex64),
+    "expanded": lambda: torch.ones(1).expand(3),
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("make", FROZEN.values(), ids=FROZEN)
+def test_a_frozen_parameter_may_be_anything(make, backend) -> None:
+    trained = param(4)
+    optimizer = GrokAdamW([("frozen", make()), ("trained", trained)], backend=backend, **OPTIONS)
+    optimizer.add_param_group({"params": [("later", make())]})
+    with step_in_backward(optimizer):
+        trained.sum().backward()
+    trained.grad = torch.ones(4)
+    optimizer.step()
+    assert list(optimizer.state) == [trained]
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.state[trained]["step"] == 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["integer", "bool", "expanded"])
+def test_a_frozen_parameter_is_refused_by_name_once_it_is_to_be_stepped(kind, backend) -> None:
+    frozen = FROZEN[kind]()
+    optimizer = GrokAdamW([("frozen", frozen), ("trained", param(4))], backend=backend, **OPTIONS)
+    frozen.grad = torch.ones_like(frozen)
+    before = Snapshot(optimizer)
+    _, error, message = BAD_PARAMS.get(kind, (None, TypeError, rf"float32, bfloat16.*{frozen.dtype}"))
+    for act in (optimizer.step, lambda: optimizer.set_mask(frozen, torch.ones(3, dtype=torch.bool))):
+        with pytest.raises(error, match=f"parameter 'frozen' of group 0.*{message}"):
+            act()
+        before.assert_unchanged()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_parameters_of_lazy_modules_train_once_they_are_initialized(backend) -> None:
+    models = [torch.nn.Sequential(torch.nn.LazyLinear(3), torch.nn.Linear(3, 1)) for _ in range(2)]
+    optimizer = GrokAdamW(models[0].named_parameters(), backend=backend, **OPTIONS)
+    optimizer.step()
+    for act in (
+        lambda: optimizer.set_mask("0.weight", torch.ones(3, 2, dtype=torch.bool)),
+        lambda: step_in_backward(optimizer),
+    ):
+        with pytest.raises(
+            ValueError, match=r"'0.weight' of group 0 \(not initialized yet\).*lazy module once"
+        ):
+            act()
+    with torch.no_grad():
+        for model in models:
+            model(torch.ones(4, 2))
+    models[1].load_state_dict(models[0].state_dict())
+    late = GrokAdamW(models[1].named_parameters(), backend=backend, **OPTIONS)
+    for each in (optimizer, late):
+        train(each, 3)
+    assert_same_bits(values(optimizer), values(late))
 
 
 def test_no_parameters_and_the_same_parameter_twice_are_refused_as_by_torch() -> None:

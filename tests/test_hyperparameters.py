@@ -1,7 +1,11 @@
 """Hyperparameters may change between steps, and the slow gradient starts as its options say."""
 
 import copy
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy
 import pytest
 import torch
 from stepping import (
@@ -11,11 +15,12 @@ from stepping import (
     assert_same_bits,
     new_param,
     randn,
+    through_a_file,
     train,
     ulps_of_the_largest,
     values,
 )
-from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR
 
 from grokfused import GrokAdamW
 from grokfused.lab.agreement import differing_bits
@@ -57,6 +62,78 @@ def test_one_cycle_lr_which_writes_betas_drives_it_as_it_drives_torch_adamw() ->
     assert len(seen) > 15
     # See test_without_amplification_it_is_torch_optim.
     assert ulps_of_the_largest(params[0].detach(), params[1].detach()) <= 4
+
+
+def test_a_rate_that_a_schedule_drives_below_0_by_a_rounding_goes_on_as_in_torch() -> None:
+    params = [new_param(31, 33), new_param(31, 33)]
+    ours = GrokAdamW([params[0]], lamb=0.0, **{**ADAM, "lr": 0.1})
+    theirs = torch.optim.AdamW([params[1]], foreach=False, **{**ADAM, "lr": 0.1})
+    schedules = [LinearLR(optimizer, end_factor=0.0, total_iters=25) for optimizer in (ours, theirs)]
+    for seed in range(40):
+        for param, optimizer, schedule in zip(params, (ours, theirs), schedules, strict=True):
+            param.grad = randn(31, 33, seed=seed)
+            optimizer.step()
+            schedule.step()
+    assert ours.param_groups[0]["lr"] == theirs.param_groups[0]["lr"] < 0
+    # See test_without_amplification_it_is_torch_optim.
+    assert ulps_of_the_largest(params[0].detach(), params[1].detach()) <= 4
+    resumed = GrokAdamW([params[0]])
+    resumed.load_state_dict(ours.state_dict())
+    assert resumed.param_groups[0]["lr"] < 0
+
+
+# What the constructor refuses, as torch's does, and torch's step takes all the same.
+DRIVEN = (
+    {"betas": (22.0, 0.99)},
+    {"betas": (-0.5, -1e-9)},
+    {"betas": (0.0, 1.0)},
+    {"eps": -1e-4},
+    {"weight_decay": -0.5},
+    {"lr": -0.25},
+)
+
+
+@pytest.mark.usefixtures("numbering")
+@pytest.mark.parametrize("driven", DRIVEN, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_driven_out_of_the_constructors_range_goes_on_as_in_torch(backend, driven) -> None:
+    with pytest.raises(ValueError, match="Invalid"):
+        GrokAdamW([new_param(9)], **driven)
+    params = [new_param(31, 33), new_param(31, 33)]
+    ours = GrokAdamW([params[0]], lamb=0.0, backend=backend, capturable=True, **ADAM)
+    theirs = torch.optim.AdamW([params[1]], foreach=False, **ADAM)
+    for optimizer in (ours, theirs):
+        train(optimizer, 2)
+        optimizer.param_groups[0].update(driven)
+        train(optimizer, 2, seed=5)
+    # See test_without_amplification_it_is_torch_optim.
+    assert ulps_of_the_largest(params[0].detach(), params[1].detach()) <= 4
+
+
+@pytest.mark.usefixtures("numbering")
+def test_a_power_beyond_all_floats_is_infinite() -> None:
+    """As on a device; Python raises OverflowError. What is left of the step is the weight decay."""
+    param = new_param(9)
+    optimizer = GrokAdamW([param], capturable=True, **OPTIONS)
+    train(optimizer, 1)
+    optimizer.state[param]["step"].fill_(1000)
+    optimizer.param_groups[0]["betas"] = (-22.0, 0.99)
+    before = param.detach().clone()
+    train(optimizer, 1)
+    assert differing_bits(param.detach(), before * (1 - OPTIONS["lr"] * OPTIONS["weight_decay"])) == 0
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.0, -1e-20])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_alpha_may_be_driven_to_the_ends_of_its_range(backend, alpha) -> None:
+    param = new_param(9)
+    optimizer = GrokAdamW([param], backend=backend, **OPTIONS)
+    train(optimizer, 1)
+    optimizer.param_groups[0]["alpha"] = alpha
+    before = optimizer.state[param]["grad_ema"].clone()
+    train(optimizer, 1, seed=5)
+    expected = before if alpha == 1 else param.grad
+    assert differing_bits(optimizer.state[param]["grad_ema"], expected) == 0
 
 
 @pytest.mark.parametrize("change", [{"alpha": 0.6}, {"lamb": 5.5}, {"eps": 0.1}, {"maximize": True}], ids=str)
@@ -119,6 +196,86 @@ def test_a_parameter_moved_to_another_group_takes_that_groups_options(backend) -
     before = b.detach().clone()
     train(optimizer, 1)
     assert differing_bits(b.detach(), before) == 0
+
+
+# --- the kinds of numbers --------------------------------------------------------------------------------
+
+
+class ListConfig(Sequence):
+    """A sequence that is neither tuple nor list, as omegaconf's is."""
+
+    def __init__(self, *items: Any) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.items[place]
+
+
+SEQUENCES: dict[str, Callable[[float, float], Any]] = {
+    "list": lambda *betas: list(betas),
+    "ListConfig": ListConfig,
+    "array": lambda *betas: numpy.array(betas),
+    "deque": lambda *betas: deque(betas),
+}
+
+
+@pytest.mark.usefixtures("numbering")
+@pytest.mark.parametrize("given_to", ["constructor", "group", "live group"])
+@pytest.mark.parametrize("sequence", SEQUENCES)
+def test_betas_may_be_any_sequence(sequence, given_to) -> None:
+    betas = SEQUENCES[sequence](0.6, 0.9)
+    results = []
+    for given in ((0.6, 0.9), betas):
+        options = {**OPTIONS, "betas": given} if given_to == "constructor" else OPTIONS
+        group = {"params": [new_param(9)], **({"betas": given} if given_to == "group" else {})}
+        optimizer = GrokAdamW([group], capturable=True, **options)
+        if given_to == "live group":
+            optimizer.param_groups[0]["betas"] = given
+        else:
+            saved = through_a_file(optimizer.state_dict())["param_groups"][0]["betas"]
+            assert list(saved) == [0.6, 0.9]
+        train(optimizer, 2)
+        results.append(values(optimizer))
+    assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_numpys_numbers_are_taken_wherever_pythons_are(backend) -> None:
+    results = []
+    numbers = {
+        "lr": 0.25,
+        "eps": 0.125,
+        "weight_decay": 0.5,
+        "alpha": 0.75,
+        "lamb": 1.5,
+        "max_grad_norm": 0.5,
+    }
+    for real, whole, flag in ((float, int, bool), (numpy.float32, numpy.int64, numpy.bool_)):
+        options = {
+            **{name: real(value) for name, value in numbers.items()},
+            "betas": (real(0.5), real(0.75)),
+            "seed": whole(7),
+            **{name: flag(True) for name in ("amsgrad", "maximize", "capturable", "fused")},
+            "foreach": flag(False),
+        }
+        given = GrokAdamW([new_param(9)], backend=backend, state_dtype="bfloat16", **options)
+        given.add_param_group({"params": [new_param(7)], "lr": whole(1)})
+        live = GrokAdamW([new_param(9), new_param(7)], backend=backend, state_dtype="bfloat16")
+        live.param_groups[0].update(options, lr=whole(1))
+        for optimizer in (given, live):
+            train(optimizer, 2)
+            results.append(values(optimizer))
+    assert_same_bits(results[0], results[2])
+    assert_same_bits(results[1], results[3])
+
+
+def test_whether_gradients_are_unscaled_may_be_numpys_too() -> None:
+    for flag in (False, True):
+        optimizer = GrokAdamW([new_param(3)], unscales_grads=numpy.bool_(flag))
+        assert optimizer._step_supports_amp_scaling is flag
 
 
 # --- the slow gradient's start ---------------------------------------------------------------------------

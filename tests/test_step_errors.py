@@ -91,11 +91,6 @@ BREAKS: dict[str, tuple[Break, Errors, str]] = {
         (TypeError, RuntimeError),
         "one of float32, bfloat16",
     ),
-    "parameter made complex": (
-        with_data(lambda p: p.to(torch.complex64), grad_too=True),
-        (TypeError, RuntimeError),
-        "must be torch.complex64 like the parameter|mask|8-bit",
-    ),
     "parameter expanded": (
         with_data(lambda p: p[:1, :1].expand(4, 6), grad_too=True),
         (ValueError, RuntimeError),
@@ -106,13 +101,17 @@ BREAKS: dict[str, tuple[Break, Errors, str]] = {
         f"without {name}": (without_option(name), ValueError, rf"param_groups\[.\] has lost \['{name}'\]")
         for name in ("lr", "lamb", "weight_decay", "max_grad_norm", "maximize", "seed")
     },
-    "lr < 0": (with_option(lr=-0.5), ValueError, "learning rate: -0.5"),
+    "lr nan": (with_option(lr=NAN), ValueError, "learning rate: nan .*finite number, or a tensor"),
+    "lr a tensor of infinity": (with_option(lr=torch.tensor(-INF)), ValueError, "learning rate: -inf"),
     "lr a word": (with_option(lr="0.5"), TypeError, "lr must be .*'0.5' of type str"),
-    "betas >= 1": (with_option(betas=(0.9, 1.0)), ValueError, "index 1: 1.0"),
+    "beta1 1": (with_option(betas=(1.0, 0.9)), ValueError, "index 0: 1.0 .*finite number but 1 and -1"),
+    "beta1 -1": (with_option(betas=(torch.tensor(-1.0), 0.9)), ValueError, "index 0: -1.0"),
+    "beta1 inf": (with_option(betas=(INF, 0.9)), ValueError, "index 0: inf"),
+    "beta2 > 1": (with_option(betas=(0.9, 1.5)), ValueError, r"index 1: 1.5 .*\[-1, 1\]"),
     "one beta": (with_option(betas=0.9), TypeError, "betas"),
-    "eps < 0": (with_option(eps=-1e-3), ValueError, "epsilon value: -0.001"),
+    "eps inf": (with_option(eps=INF), ValueError, "epsilon value: inf"),
     "weight_decay nan": (with_option(weight_decay=NAN), ValueError, "weight_decay value: nan"),
-    "alpha 1": (with_option(alpha=1.0), ValueError, r"alpha value: 1.0 .*\[0, 1\)"),
+    "alpha > 1": (with_option(alpha=1.5), ValueError, r"alpha value: 1.5 .*\[-1, 1\]; a wrapper"),
     "lamb inf": (with_option(lamb=INF), ValueError, "lamb value: inf"),
     "unknown filter": (with_option(grad_filter="mean"), ValueError, "grad_filter.*'mean'"),
     "unknown init": (with_option(grad_ema_init="last"), ValueError, "grad_ema_init.*'last'"),

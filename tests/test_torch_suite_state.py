@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from stepping import values
 from torch import Tensor
 from torch_inputs import (
     INFOS,
@@ -23,6 +24,7 @@ from torch_inputs import (
 )
 
 from grokfused import GrokAdam
+from grokfused.lab.agreement import differing_bits, disagreements
 
 by_info = pytest.mark.parametrize("info", INFOS, ids=label)
 
@@ -90,6 +92,43 @@ def test_state_dicts_of_older_versions_load(info, given, backend, device) -> Non
     train(optimizer, range(3, 6))
     train(other, range(3, 6))
     assert_same_bits(optimizer, other)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@on_every_backend
+@by_info
+def test_a_step_on_a_state_dict_that_is_swapped_in_is_the_step_of_its_optimizer(
+    info, backend, device, masked
+) -> None:
+    """As in torch's test_stateless.py: what is put in is stepped, its counters count, and all comes back."""
+    stateless = pytest.importorskip("torch.optim._stateless", reason="torch 2.13 or newer")
+    live, other = (info.optim_cls(new_params(device), backend=backend) for _ in range(2))
+    train(live)
+    if masked:
+        other.set_masks({param: param > 0 for param in params_of(other)})
+    train(other, range(2))
+    before = values(live)
+    given, saved = copies(params_of(other)), copy.deepcopy(other.state_dict())
+    counters = [state["step"] for state in saved["state"].values()]
+    with stateless.swap_in_optimizer_params_and_state(live, dict(enumerate(given)), saved):
+        assert len(live.masks()) == (len(given) if masked else 0)
+        train(live, range(2, 3))
+        assert all(live.state[param]["step"] is step for param, step in zip(given, counters, strict=True))
+    train(other, range(2, 3))
+    assert [step.item() for step in counters] == [3.0] * len(given)
+    for a, b in zip(given, params_of(other), strict=True):
+        assert differing_bits(a.detach().cpu(), b.detach().cpu()) == 0
+    assert disagreements(values(live), before) == {}
+
+
+@by_info
+def test_parameters_without_values_are_refused_in_torchs_words_where_torch_refuses(info) -> None:
+    for kind in (info.optim_cls, THEIRS[info.optim_cls]):
+        param = torch.ones(3, device="meta", requires_grad=True)
+        optimizer = kind([param], fused=True)
+        param.grad = torch.ones(3, device="meta")
+        with pytest.raises(RuntimeError, match="`fused=True` requires all the params to be floating point"):
+            optimizer.step()
 
 
 NAMES = {"named": ["a", "b"], "named otherwise": ["c", "d"], "unnamed": None}

@@ -52,7 +52,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def test_there_is_a_snippet_for_each_trainer() -> None:
-    assert list(SNIPPETS) == ["Hugging Face", "Accelerate", "Lightning"]
+    assert list(SNIPPETS) == ["Hugging Face", "Accelerate", "Lightning", "Wrappers that share groups"]
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
@@ -262,3 +262,33 @@ class TestLightning:
         assert same(
             values(self.train(**setting)), values(self.by_hand(torch.float16, scalers[1], clip=False))
         )
+
+
+class TestWrappersThatShareGroups:
+    @pytest.fixture(autouse=True)
+    def _installed(self) -> None:
+        pytest.importorskip("pytorch_optimizer", reason="it is not installed (pip install '.[bench]')")
+
+    def test_the_snippet_steps_with_the_alpha_of_each(self) -> None:
+        found = run("Wrappers that share groups")
+        optimizer = found["optimizer"]
+        assert optimizer.param_groups[0]["alpha"] == pytest.approx(9.0)
+        assert optimizer.base_optimizer.param_groups[0]["alpha"] == 0.98
+        assert values(optimizer.base_optimizer)["0 step"].item() == 4
+
+    @pytest.mark.parametrize("gamma", [0.9, 0.4])
+    def test_an_alpha_of_the_wrappers_is_never_taken_for_ours_unnoticed(self, gamma) -> None:
+        from pytorch_optimizer import WSAM
+
+        model = torch.nn.Linear(4, 2)
+        words = r"'alpha': .* stood in the groups that WSAM shares, and is taken for GrokAdamW's"
+        with pytest.raises(ValueError, match=words) if gamma == 0.9 else pytest.warns(match=words):
+            WSAM(model, model.parameters(), GrokAdamW, lr=3e-3, gamma=gamma)
+
+    def test_options_that_pass_through_the_wrapper_are_ours(self) -> None:
+        from pytorch_optimizer import SAM
+
+        model = torch.nn.Linear(4, 2)
+        optimizer = SAM(model.parameters(), GrokAdamW, lr=3e-3, alpha=0.5, seed=3)  # warnings are errors
+        assert optimizer.base_optimizer.param_groups[0]["alpha"] == 0.5
+        assert optimizer.base_optimizer.param_groups[0] is optimizer.param_groups[0]

@@ -79,18 +79,31 @@ def test_a_mask_of_a_complex_parameter_is_refused() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_states_are_widened_with_their_parameter(backend) -> None:
-    param = randn(6, 5).requires_grad_()
-    optimizer = GrokAdamW([param], backend=backend, state_dtype=torch.bfloat16, **OPTIONS)
-    train(optimizer, 3)
-    before = {name: value.clone() for name, value in optimizer.state[param].items()}
-    param.data = param.data.double()
-    param.grad = torch.zeros_like(param)
-    optimizer.param_groups[0].update(lr=0.0)
-    optimizer.step()
+    optimizers = [
+        GrokAdamW([randn(6, 5).requires_grad_()], backend=backend, state_dtype=torch.bfloat16, **OPTIONS)
+        for _ in range(2)
+    ]
+    for optimizer in optimizers:
+        train(optimizer, 3)
+        (param,) = optimizer.param_groups[0]["params"]
+        param.data, param.grad = param.data.double(), None
+    by_hand = optimizers[1].state[param]
     for name in ("exp_avg", "exp_avg_sq", "grad_ema"):
-        assert optimizer.state[param][name].dtype is torch.float64
-    ratio = optimizer.state[param]["exp_avg_sq"] / before["exp_avg_sq"].double()
-    assert torch.allclose(ratio, torch.tensor(OPTIONS["betas"][1], dtype=torch.float64))
+        by_hand[name] = by_hand[name].double()
+    for optimizer in optimizers:
+        optimizer.param_groups[0]["params"][0].grad = numbers((6, 5), torch.float64)
+        optimizer.step()
+    assert_same_bits(*map(values, optimizers))
+
+
+def test_complex_states_are_not_made_of_real_ones() -> None:
+    param = randn(6, 5).requires_grad_()
+    optimizer = GrokAdamW([param], **OPTIONS)
+    train(optimizer, 1)
+    param.data, param.grad = param.data.to(torch.complex64), None
+    param.grad = numbers((6, 5), torch.complex64)
+    with pytest.raises(RuntimeError, match=r"'exp_avg' of .* must be torch.complex64 like the parameter"):
+        optimizer.step()
 
 
 @pytest.mark.parametrize(("saved", "own"), [(torch.float64, torch.float32), (torch.float32, torch.float64)])

@@ -12,7 +12,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from grokfused.optim import op
+from grokfused.state.storage import check_initialized
 from grokfused.step.members import Members, Name
+from grokfused.step.wrappers import exchanged_by_ddp
 
 
 class Optimizer(op.Optimizer, Protocol):
@@ -32,9 +34,8 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
 
     Every backward pass is a step: to accumulate gradients, add the losses before it. A parameter whose
     gradient comes in two parts in one pass (reentrant checkpointing) takes two steps; where
-    ``optimizer.step()`` is called, it raises on both. ``DistributedDataParallel`` exchanges gradients after
-    the step would be taken, so that the ranks would part: it cannot be told from here, do not combine them.
-    A copy of the optimizer, deep or pickled, takes ordinary steps.
+    ``optimizer.step()`` is called, it raises on both. A copy of the optimizer, deep or pickled, takes
+    ordinary steps.
 
     Args:
         optimizer: A GrokAdam or GrokAdamW whose parameters have no gradients now.
@@ -44,10 +45,13 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
 
     Raises:
         TypeError: It is another optimizer.
-        ValueError: ``max_grad_norm`` is set: it needs all gradients before the first step.
-        RuntimeError: A parameter has a gradient, or the optimizer steps in backward already. And later, in
-            ``backward()`` or ``optimizer.step()``: a loss scale, a gradient left over, one that was
-            accumulated, or what an ordinary step raises.
+        ValueError: ``max_grad_norm`` is set: it needs all gradients before the first step. Or a parameter is
+            not initialized yet.
+        RuntimeError: A parameter has a gradient, or the optimizer steps in backward already. Or the model
+            is wrapped in ``DistributedDataParallel``, which exchanges gradients after the step would be
+            taken, so that the processes would part. And later, in ``backward()`` or ``optimizer.step()``:
+            the same, a loss scale, a gradient left over, one that was accumulated, or what an ordinary step
+            raises.
     """
     return StepInBackward(optimizer)
 
@@ -66,7 +70,14 @@ class StepInBackward:
         for group in optimizer.param_groups:
             _refuse_clipping(group)
         self._refuse_leftovers("zero_grad() first")
-        self._hooks = [_hook(param, self._step) for param in self._params()]
+        self._refuse_ddp()
+        self._begun = False
+        self._listed = Counter(self._params())
+        for param in self._listed:
+            check_initialized(param, self._name(param))
+        # No other dtype can have a gradient.
+        trainable = [param for param in self._listed if param.is_floating_point() or param.is_complex()]
+        self._hooks = [_hook(param, self._step) for param in trainable]
         optimizer._in_backward = self
 
     def remove(self) -> None:
@@ -117,6 +128,14 @@ class StepInBackward:
                     "the scaled loss: step_in_backward and GradScaler cannot be combined; train in bfloat16"
                 )
 
+    def _refuse_ddp(self) -> None:
+        param = exchanged_by_ddp(self._params())
+        if param is not None:
+            raise RuntimeError(
+                f"{self._name(param)} is one of a DistributedDataParallel model, which exchanges gradients "
+                "after step_in_backward has used them: take ordinary steps, or use fully_shard (FSDP2)"
+            )
+
     def _group_of(self, param: Tensor) -> dict[str, Any] | None:
         """Returns the group that a parameter is in now; None where it was taken out of the optimizer."""
         groups = self.optimizer.param_groups
@@ -133,12 +152,17 @@ class StepInBackward:
 
     def _step(self, param: Tensor) -> None:
         """Steps one parameter whose gradient has just come, and frees the gradient."""
+        if not self._begun:
+            self._refuse_ddp()  # the model may have been wrapped since
+            self._begun = True
         self._refuse_loss_scale()
         group = self._group_of(param)
         if group is None or param.grad is None:
             return  # taken out of the optimizer, or taken away by another hook
         _refuse_clipping(group)
-        op.take(self.optimizer, Members(self.optimizer, [group], [param], [param], [param.grad], [0]), {})
+        times = self._listed[param]  # one step for each
+        columns = [param] * times, [param] * times, [param.grad] * times, [0] * times
+        op.take(self.optimizer, Members(self.optimizer, [group], *columns), {})
         self._steps[param] += 1
         param.grad = None
 

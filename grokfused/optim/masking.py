@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from grokfused.state.arrays import there
+from grokfused.state.checkpoint import MASK, note_masks
 from grokfused.state.prepare import check_state, prepare_state
-from grokfused.state.storage import check_has_values
+from grokfused.state.storage import check_has_values, check_param
 from grokfused.step.mask import check_mask, check_mode, pack, unpack, zero_left_out
 from grokfused.step.members import param_names
 from grokfused.step.options import check_options, refuse_incomplete
@@ -53,6 +54,7 @@ class Masking:
         for key, mask in masks.items():
             param, name = self._owned(key)
             check_has_values(param, name)
+            check_param(param, name)
             check_mask(mask, param, name)
             if param in found:
                 raise ValueError(f"{name} is given two masks, by its name and by itself: give one")
@@ -67,10 +69,15 @@ class Masking:
             prepare_state(param, state, groups[param])
             if mode == "zero":
                 zero_left_out(mask, [param, *(state[array.name] for array in there(state))])
+        note_masks(self.param_groups, self.state)
 
     def masks(self) -> dict[Tensor, Tensor]:
         """Returns the masks: parameter -> bool tensor of its shape, True where an element is kept."""
-        return {param: unpack(state["mask"], param) for param, state in self.state.items() if "mask" in state}
+        states = {
+            param: self.state.get(param, {}) for group in self.param_groups for param in group["params"]
+        }
+        masks = {param: state["mask"] for param, state in states.items() if "mask" in state}
+        return {p: mask if isinstance(mask, Tensor) else unpack(mask, p) for p, mask in masks.items()}
 
     def remove_mask(self, param: Tensor | str) -> None:
         """Lets all elements of a parameter take the step again, from the values and states they have.
@@ -81,7 +88,9 @@ class Masking:
         owned, name = self._owned(param)
         if "mask" not in self.state.get(owned, {}):
             raise ValueError(f"{name} has no mask")
-        del self.state[owned]["mask"]
+        for key in MASK:
+            self.state[owned].pop(key, None)
+        note_masks(self.param_groups, self.state)
 
     def _owned(self, key: object) -> tuple[Tensor, str]:
         """Returns the parameter that is meant, and how messages call it."""

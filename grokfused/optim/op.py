@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from grokfused.state.prepare import imagine_step
 from grokfused.step.clipping import GradScale, given_scale
 from grokfused.step.engine import ready
 from grokfused.step.members import Groups, Members, Owner
@@ -170,14 +171,25 @@ call = torch.ops.grokfused.optimizer_step_.default
 
 @torch.library.register_fake("grokfused::optimizer_step_")  # type: ignore[untyped-decorator]
 def _optimizer_step_fake(*args: Any) -> None:
-    """Has no output to give a shape to; but sees the inputs of the graph, and refuses states among them."""
-    params, name = args[0], args[-1]
+    """Has no output to give a shape to; but makes the states of fake parameters, for who asks for their size.
+
+    It sees the inputs of a graph too, and refuses states among them.
+    """
+    params, grads, stepped, name = args[0], args[1], args[-2], args[-1]
     mode = torch._guards.detect_fake_mode(params)
     if mode is None:
         return
-    inputs = mode.fake_tensor_converter.meta_converter.describer.lookup_tensor
-    states = (value for state in optimizers[name].state.values() for value in state.values())
-    if any(isinstance(value, Tensor) and value in inputs for value in states):
+    members = [(param, group) for group in optimizers[name].param_groups for param in group["params"]]
+    for (param, group), grad in zip((members[index] for index in stepped), grads, strict=True):
+        if mode.is_our_fake(param):
+            imagine_step(param, grad, optimizers[name].state[param], group)
+    _refuse_states_among(mode.fake_tensor_converter.meta_converter.describer.lookup_tensor, name)
+
+
+def _refuse_states_among(inputs: Any, name: str) -> None:
+    states = (state for state in optimizers[name].state.values() if isinstance(state, dict))
+    values = (value for state in states for value in state.values())
+    if any(isinstance(value, Tensor) and value in inputs for value in values):
         raise RuntimeError(
             "a compiled function takes an optimizer step and reads optimizer.state, which the compiler does "
             "not know to be changed by the step: call torch._dynamo.graph_break() between the two, or read "

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
 from grokfused.optim import op
 from grokfused.optim.compiled import compiled_step
+from grokfused.optim.groups import checked_group
 from grokfused.optim.in_backward import StepInBackward
 from grokfused.optim.masking import Masking
-from grokfused.state.checkpoint import for_torch, loading, saving
-from grokfused.state.storage import check_param, state_dtype_name
-from grokfused.step.clipping import given_scale, max_norm_of
+from grokfused.state.checkpoint import TORCH_OPTIONS, for_torch, note_masks
+from grokfused.state.state_dict import load, saved
+from grokfused.step.clipping import given_scale
 from grokfused.step.members import with_grads
-from grokfused.step.options import check_flag, check_options, refuse_misspelt
+from grokfused.step.options import check_flag, check_options, plain, refuse_unknown
+from grokfused.step.wrappers import collision
 
 
 class GrokAdam(Masking, Optimizer):
@@ -38,13 +42,18 @@ class GrokAdam(Masking, Optimizer):
         p = p - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
 
     ``p.grad`` is never modified. With ``lamb=0`` this is torch.optim's optimizer to rounding. Every option
-    is an entry of the parameter group, may differ between groups and may be changed between steps.
+    is an entry of the parameter group, may differ between groups and may be changed between steps. The ranges
+    below are those of what is given; of what schedulers write later torch.optim asks nothing, and here a step
+    refuses only what would make every parameter infinite or NaN: a number that is not finite, a beta1 of 1 or
+    -1, and a beta2 or an alpha beyond [-1, 1]. (It cannot see a tensor of the device with ``capturable``.)
 
     Args:
-        params: Parameters (float32, bfloat16 or float16), named parameters, or groups of them.
+        params: Parameters (float32, bfloat16 or float16), named parameters, or groups of them. Frozen ones
+            (``requires_grad=False``) may be of any dtype and layout, and lazy ones not initialized yet: what
+            has a gradient in a step is checked then.
         lr: Step length, parameter units per step. >= 0; a float or a one-element tensor.
             (default: 1e-3)
-        betas: Memories of the two moments, both in [0, 1); floats or one-element tensors.
+        betas: Memories of the two moments, both in [0, 1): a sequence of floats or one-element tensors.
             (default: (0.9, 0.999))
         eps: Added to the root of the second moment, gradient units. >= 0. (default: 1e-8)
         weight_decay: >= 0. (default: 0 for GrokAdam, 1e-2 for GrokAdamW)
@@ -59,9 +68,10 @@ class GrokAdam(Masking, Optimizer):
             before the filter sees them: ``torch.nn.utils.clip_grad_norm_`` without its pass over the
             gradients, and equal to it to rounding (the norm is torch's: its last bit may depend on the number
             of threads). > 0, and equal in all groups. DTensors count whole, other gradients as this process
-            has them. As there, masked elements count, and a norm that is not finite is not caught: NaN makes
-            all parameters NaN, infinity those elements whose gradient is infinite or NaN, while the others
-            step on 0. None: no limit. (default: None)
+            has them, with a warning where that is a part (FSDP1, ZeroRedundancyOptimizer). As there, masked
+            elements count, and a norm that is not finite is not caught: NaN makes all parameters NaN,
+            infinity those elements whose gradient is infinite or NaN, while the others step on 0.
+            None: no limit. (default: None)
         maximize: Ascend instead of descend. (default: False)
         capturable: The device numbers the steps of CUDA parameters, and reads a learning rate and betas that
             are tensors there, so that a CUDA graph may hold the step; hyperparameters that are numbers are
@@ -145,38 +155,46 @@ class GrokAdam(Masking, Optimizer):
         defaults = dict(locals())
         for not_an_option in ("self", "params", "unknown", "__class__"):
             defaults.pop(not_an_option, None)
-        refuse_misspelt(unknown, defaults, any_unknown=True)
+        refuse_unknown(unknown, defaults)
         check_flag("unscales_grads", defaults.pop("unscales_grads"))
-        defaults["state_dtype"] = state_dtype_name(state_dtype)
-        check_options(defaults)
-        super().__init__(params, defaults)
+        defaults = plain(defaults)
+        check_options(defaults, given=True)
+        self._own(params if isinstance(params, Tensor) else list(params), defaults)
         self._name = op.new_name(self)
-        self._step_supports_amp_scaling = unscales_grads
+        self._step_supports_amp_scaling = bool(unscales_grads)
+
+    def _own(self, params: Any, defaults: dict[str, Any]) -> None:
+        """Has torch take the parameters or groups, and tells of options that a wrapper may mean otherwise."""
+        ours = {name: value for name, value in defaults.items() if name not in TORCH_OPTIONS}
+        groups = [group for group in params if isinstance(group, dict)]
+        doubt = collision(groups, ours, Optimizer, type(self).__name__)
+        try:
+            super().__init__(params, defaults)
+        except (TypeError, ValueError) as error:
+            if doubt:
+                raise type(error)(f"{error}. {doubt}") from error
+            raise
+        if doubt:
+            warnings.warn(doubt, stacklevel=4)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters; options it does not name are the optimizer's own.
 
+        The very dict is kept, as in torch: what is written into it later holds from the next step. Keys that
+        are no options are kept for whoever reads them, with a warning of one that is a slip of the pen away
+        from an option.
+
         Raises:
-            ValueError, TypeError: As for the class; a key close to an option's name is taken for a
-                misspelling. Nothing was changed.
+            ValueError, TypeError: As for the class. Nothing was changed, not the dict either.
         """
-        if isinstance(param_group, dict) and "params" in param_group:
-            refuse_misspelt(param_group, ("params", *self.defaults), any_unknown=False)
-            group = dict(param_group)
-            if not isinstance(group["params"], (Tensor, set)):
-                group["params"] = list(group["params"])
-            if "state_dtype" in group:
-                group["state_dtype"] = state_dtype_name(group["state_dtype"])
-            options = {**self.defaults, **group}
-            check_options(options)
-            max_norm_of([*self.param_groups, options])
-            params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
-            for index, param in enumerate(params):
-                named = isinstance(param, tuple)
-                name = f"parameter {param[0] if named else index!r} of group {len(self.param_groups)}"
-                check_param(param[1] if named else param, name)
-            param_group = group
-        super().add_param_group(param_group)
+        if not isinstance(param_group, dict) or "params" not in param_group:
+            super().add_param_group(param_group)  # which raises
+            return
+        group = checked_group(param_group, self.param_groups, self.defaults)
+        super().add_param_group(group)
+        note_masks([group], self.state)
+        param_group.update(group)
+        self.param_groups[-1] = param_group
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes one step on every parameter that has a gradient.
@@ -211,10 +229,10 @@ class GrokAdam(Masking, Optimizer):
             op.take(self, with_grads(self), given_scale(self))
         return loss
 
+    @_disable_dynamo
     def state_dict(self) -> dict[str, Any]:
         """Returns the state as torch.optim does; a mask is a bool tensor of its parameter's shape."""
-        with saving(self):
-            return super().state_dict()
+        return saved(self)
 
     def torch_state_dict(self) -> dict[str, Any]:
         """Returns a state dict that torch.optim's optimizer of the same parameters loads and goes on from.
@@ -231,6 +249,7 @@ class GrokAdam(Masking, Optimizer):
         """
         return for_torch(self)
 
+    @_disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict; states keep the dtype they were saved in and get memory of their own.
 
@@ -242,8 +261,7 @@ class GrokAdam(Masking, Optimizer):
             ValueError: The state dict does not fit (other groups, options out of range, other shapes, missing
                 states, masks or values, or a dtype that would lose bits). Nothing was changed.
         """
-        with loading(self, state_dict):
-            super().load_state_dict(state_dict)
+        load(self, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"_step_supports_amp_scaling": self._step_supports_amp_scaling}
@@ -260,6 +278,7 @@ class GrokAdam(Masking, Optimizer):
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
+        note_masks(self.param_groups, self.state)  # pickled before groups told of them
 
 
 @cache

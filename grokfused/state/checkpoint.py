@@ -1,19 +1,17 @@
-"""Saving and loading: states keep their dtype and memory order, masks are bool tensors, and a state dict of
+"""What is saved and loaded: states keep dtype and memory order, masks are bool tensors, and a state dict of
 another model is refused.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from grokfused.state.arrays import MOMENTS, ROUNDED_DTYPES, Array, there
+from grokfused.state.arrays import MOMENTS, NAMES, ROUNDED_DTYPES, Array, there
 from grokfused.state.prepare import check_state, wrong_step
 from grokfused.state.sharding import unlike
 from grokfused.state.storage import (
@@ -25,7 +23,7 @@ from grokfused.state.storage import (
     widens,
 )
 from grokfused.step.clipping import max_norm_of
-from grokfused.step.mask import check_mask, check_mode, pack, unpack, zero_left_out
+from grokfused.step.mask import PackedMask, check_mask, check_mode, pack, unpack, zero_left_out
 from grokfused.step.members import param_names
 from grokfused.step.options import check_options
 
@@ -49,28 +47,38 @@ def with_bool_masks(groups: list[dict[str, Any]], state_dict: dict[str, Any]) ->
     """Returns the state dict with each packed mask as a bool tensor ``mask`` and its ``mask_mode``.
 
     So a checkpoint can be read, cut and merged like any other state of the parameter's shape. Each group
-    tells how many ``masks`` it has, so that none is lost unnoticed on the way.
+    tells how many ``masks`` it has, so that none is lost unnoticed on the way; see ``note_masks``.
 
     Args:
         groups: The optimizer's parameter groups.
         state_dict: Its state dict, in which parameters have numbers.
     """
-    params = [param for group in groups for param in group["params"]]
-    states = {
-        key: {**state, "mask": unpack(state["mask"], params[key]), "mask_mode": state["mask"].mode}
-        if "mask" in state
-        else state
-        for key, state in state_dict["state"].items()
-    }
+    states = dict(state_dict["state"])
+    for key, param in enumerate(param for group in groups for param in group["params"]):
+        state = states.get(key)
+        if isinstance(state, dict) and isinstance(mask := state.get("mask"), PackedMask):
+            states[key] = {**state, "mask": unpack(mask, param), "mask_mode": mask.mode}
     saved_groups = [{**group, MASKS: _masks_of(group, states)} for group in state_dict["param_groups"]]
     return {**state_dict, "state": states, "param_groups": saved_groups}
 
 
+def note_masks(groups: Iterable[dict[str, Any]], states: Mapping[Any, Any]) -> None:
+    """Notes in each live group how many of its parameters have a mask.
+
+    What is saved is counted anew. The note is a place: torch.distributed.checkpoint and
+    ``torch.optim._stateless`` know only the keys that live groups have.
+    """
+    for group in groups:
+        group[MASKS] = _masks_of(group, states)
+
+
 def _masks_of(saved_group: Mapping[str, Any], states: Mapping[Any, Mapping[str, Any]]) -> int:
-    return sum("mask" in states.get(key, ()) for key in saved_group["params"])
+    found = [states.get(key) for key in {*saved_group["params"]}]
+    return sum(isinstance(state, dict) and "mask" in state for state in found)
 
 
-def _check_parts(state_dict: object) -> None:
+def check_parts(state_dict: object) -> None:
+    """Raises ValueError where a state dict is none, or lacks a part."""
     parts = {"state": Mapping, "param_groups": Sequence}
     if not isinstance(state_dict, Mapping):
         raise ValueError(f"a state dict must be a dict, got {type(state_dict).__name__}")
@@ -98,18 +106,30 @@ def _check_members(saved_group: object, name: str) -> None:
 
 
 def _check_keys(saved_groups: Sequence[Mapping[str, Any]], states: Mapping[Any, object]) -> None:
-    keys = Counter(key for saved_group in saved_groups for key in saved_group["params"])
-    twice = [key for key, count in keys.items() if count > 1]
-    if twice:
-        raise ValueError(f"the groups of the state dict name the parameters {twice} more than once: {GIVE}")
-    nobodys = [key for key in states if key not in keys]
+    keys = {key for saved_group in saved_groups for key in saved_group["params"]}
+    # What is called otherwise than parameters are is another's: it is kept.
+    kinds = (int, *map(type, keys))
+    nobodys = [key for key in states if isinstance(key, kinds) and key not in keys]
     if nobodys:
         raise ValueError(f"the states {nobodys} belong to no parameter of the state dict's groups: {GIVE}")
-    for key, state in states.items():
-        if not isinstance(state, dict):
-            found = type(state).__name__
+    for key in keys & states.keys():
+        if not isinstance(states[key], dict):
+            found = type(states[key]).__name__
             why = "leave the key out where there is no state"
             raise ValueError(f"state[{key!r}] must be a dict of states, got {found}: {why}")
+
+
+def _check_numbers(groups: Sequence[Mapping[str, Any]], saved_groups: Sequence[Mapping[str, Any]]) -> None:
+    """A parameter that is listed twice has one number, and a number is that of one parameter."""
+    keys = [key for saved_group in saved_groups for key in saved_group["params"]]
+    params = [param for group in groups for param in group["params"]]
+    owner = dict(zip(keys, params, strict=True))
+    shared = {key for key, param in zip(keys, params, strict=True) if owner[key] is not param}
+    if shared:
+        raise ValueError(
+            f"the groups of the state dict name the parameters {sorted(shared, key=str)} more than once, and "
+            f"this optimizer has several in their places: {GIVE}"
+        )
 
 
 def _check_group(saved_group: Mapping[str, Any], options: dict[str, Any], name: str) -> None:
@@ -146,7 +166,7 @@ def saved_states(
         ValueError: The state dict does not fit: other groups, options out of range, other shapes, missing
             states, or states that would lose bits in the dtype they would get. Nothing was changed.
     """
-    _check_parts(state_dict)
+    check_parts(state_dict)
     saved_groups, states = state_dict["param_groups"], state_dict["state"]
     for number, saved_group in enumerate(saved_groups):
         _check_members(saved_group, f"param_groups[{number}]")
@@ -157,12 +177,13 @@ def saved_states(
             "loaded state dict contains a parameter group that doesn't match the size of "
             f"optimizer's group: it has groups of {saved_sizes} parameters, this optimizer {sizes}"
         )
+    _check_numbers(groups, saved_groups)
     _check_keys(saved_groups, states)
     found = []
     every_option = [{**defaults, **saved_group} for saved_group in saved_groups]
     for number, (group, saved_group) in enumerate(zip(groups, saved_groups, strict=True)):
         _check_group(saved_group, every_option[number], f"param_groups[{number}]")
-        for param, key in zip(group["params"], saved_group["params"], strict=True):
+        for key, param in dict(zip(saved_group["params"], group["params"], strict=True)).items():
             if state := states.get(key):
                 dtype = state_dtype_for(param, every_option[number]["state_dtype"])
                 _check_state(param, state, dtype, f"state[{key!r}]")
@@ -224,14 +245,18 @@ def _check_array(param: Tensor, value: object, array: Array, dtype: torch.dtype,
 
 @torch.no_grad()
 def owned_state(param: Tensor, dtype: torch.dtype, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a state of its own memory, like the parameter's: torch's loader would cast and share."""
-    state = dict(saved)
+    """Returns a state like the parameter's, ours with memory of its own: torch's loader would cast and share.
+
+    What others have put there comes along, its tensors on the device of the parameter.
+    """
+    own = {"step", "grad_ema_start", *MASK, *NAMES}
+    state = {key: value if key in own else _moved(value, param.device) for key, value in saved.items()}
     for array in there(saved):
         if array.like_param and saved[array.name].dtype != param.dtype:
             del state[array.name]  # as in a step: what one rounding cut off says nothing of another's values
         else:
-            own = param.dtype if array.like_param else dtype
-            state[array.name] = state_like(param, own, saved[array.name], array.planes)
+            kind = param.dtype if array.like_param else dtype
+            state[array.name] = state_like(param, kind, saved[array.name], array.planes)
     if "mask" in state:
         mask, mode = state["mask"].to(param.device), state.pop("mask_mode")
         state["mask"] = pack(mask, param, mode)
@@ -241,48 +266,12 @@ def owned_state(param: Tensor, dtype: torch.dtype, saved: Mapping[str, Any]) -> 
     return state
 
 
-@contextmanager
-def saving(optimizer: Any) -> Iterator[None]:
-    """While it lasts, ``optimizer.state_dict()`` returns each mask as a bool tensor.
-
-    By a hook, so that those of others see what is saved.
-    """
-    hook = optimizer.register_state_dict_post_hook(
-        lambda _, found: with_bool_masks(optimizer.param_groups, found), prepend=True
-    )
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-@contextmanager
-def loading(optimizer: Any, state_dict: Mapping[str, Any]) -> Iterator[None]:
-    """While it lasts, torch's ``optimizer.load_state_dict(state_dict)`` checks, and keeps dtypes and masks.
-
-    By hooks, so that those of others see what they would see with torch's own optimizers.
-    """
-    _check_parts(state_dict)
-    owned: dict[Tensor, dict[str, Any]] = {}
-
-    def check(_: object, final: Mapping[str, Any] | None = None) -> None:
-        for param, dtype, state in saved_states(
-            optimizer.param_groups, state_dict if final is None else final, optimizer.defaults
-        ):
-            owned[param] = owned_state(param, dtype, state)  # now: whatever fails changes nothing
-
-    def restore(_: object) -> None:
-        optimizer.state.update(owned)
-        for group in optimizer.param_groups:
-            group.pop(MASKS, None)
-
-    before = optimizer.register_load_state_dict_pre_hook(check)
-    after = optimizer.register_load_state_dict_post_hook(restore, prepend=True)
-    try:
-        yield
-    finally:
-        before.remove()
-        after.remove()
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if type(value) is dict:
+        return {key: _moved(each, device) for key, each in value.items()}
+    return type(value)(_moved(each, device) for each in value) if type(value) in (list, tuple) else value
 
 
 def for_torch(optimizer: Any) -> dict[str, Any]:
@@ -291,15 +280,16 @@ def for_torch(optimizer: Any) -> dict[str, Any]:
     What is in a group beside our options (a scheduler's ``initial_lr``, ``param_names``) is kept.
     """
     names = param_names(optimizer.param_groups)
-    numbers = {param: number for number, param in enumerate(names)}
-    left_out = {"params", *optimizer.defaults} - set(TORCH_OPTIONS)
+    owned = [param for group in optimizer.param_groups for param in group["params"]]
+    numbers = {param: number for number, param in enumerate(owned)}
+    left_out = {"params", MASKS, *optimizer.defaults} - set(TORCH_OPTIONS)
     state_dict: dict[str, Any] = {"state": {}, "param_groups": []}
     for group in optimizer.param_groups:
         options = {name: copy.deepcopy(value) for name, value in group.items() if name not in left_out}
         members = [numbers[param] for param in group["params"]]
         options |= {"decoupled_weight_decay": optimizer.decay == "decoupled", "params": members}
         state_dict["param_groups"].append(options)
-        for param in group["params"]:
+        for param in dict.fromkeys(group["params"]):
             state = optimizer.state.get(param)
             if state and "mask" in state:
                 raise ValueError(

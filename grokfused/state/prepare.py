@@ -23,30 +23,38 @@ from grokfused.state.storage import (
     check_memory,
     check_param,
     is_dense,
-    is_lazy,
+    is_unresolved,
     lies_like,
     state_dtype_for,
     state_like,
     widens,
 )
 from grokfused.step.grad_filter import FILTERS, note_start
-from grokfused.step.mask import check_packed, cleared, fitting
+from grokfused.step.mask import check_mask, check_mode, check_packed, cleared, fitting, pack
+from grokfused.step.options import check_choices
 
 Group = Mapping[str, Any]
 State = dict[str, Any]
+# torch's words, where they fit.
+FUSED_META = (
+    "`fused=True` requires all the params to be floating point Tensors of supported devices, but it is on "
+    "the meta device and has no values; materialize it first"
+)
 COUNTERS = (torch.float32, torch.float64, torch.int64, torch.int32)
 
 
 def kind_of(param: Tensor) -> backends.Kind:
     """Returns what a backend must know of a parameter."""
     shard = local(param)
-    return backends.Kind(param.device.type, param.dtype, is_dense(shard) and not is_lazy(shard))
+    return backends.Kind(param.device.type, param.dtype, is_dense(shard) and not is_unresolved(shard))
 
 
 def check_place(param: Tensor, grad: Tensor, state: State, group: Group, name: object) -> None:
     """Raises an error that names the parameter where it, its gradient or its state cannot be stepped."""
-    check_param(param, name)
+    if param.is_meta and group["fused"]:
+        raise RuntimeError(f"{name}: {FUSED_META}")
     check_has_values(param, name)
+    check_param(param, name)
     check_memory(param, name)
     check_state(param, state, name)
     backends.choose(group["backend"], kind_of(param))
@@ -77,7 +85,10 @@ def check_state(param: Tensor, state: Mapping[str, Any], name: object) -> None:
     for key in ("step", *MOMENTS) if arrays else ():
         if key not in state:
             raise RuntimeError(f"the state of {name} has lost {key!r}: restore it, or clear the state")
-    if "mask" in state:
+    if isinstance(state.get("mask"), Tensor):  # as saved, put in by hand
+        check_mask(state["mask"], param, name)
+        check_mode(state.get("mask_mode"))
+    elif "mask" in state:
         check_packed(state["mask"], param, name)
     wrong = wrong_step(state.get("step", 0))
     if wrong:
@@ -129,6 +140,8 @@ def prepare_state(param: Tensor, state: State, group: Group) -> None:
         else:
             value = state[array.name] if array.like_param else state[array.name].to(dtype)
             state[array.name] = _lying_like(param, value, array.planes)
+    if isinstance(state.get("mask"), Tensor):
+        state["mask"] = pack(state["mask"], param, state.pop("mask_mode"))
     if "mask" in state:
         arrays = [state[array.name] for array in needed]
         state["mask"] = cleared(fitting(state["mask"], param), arrays)
@@ -136,7 +149,7 @@ def prepare_state(param: Tensor, state: State, group: Group) -> None:
 
 def _lying_like(param: Tensor, value: Tensor, planes: int) -> Tensor:
     own, shard = local(param), local(value)
-    if (is_dense(own) and not lies_like(own, shard, planes)) or is_lazy(shard):
+    if (is_dense(own) and not lies_like(own, shard, planes)) or is_unresolved(shard):
         return state_like(param, value.dtype, value, planes)
     return value if is_spread_at_sight(param, value, planes) else sharded_like(param, shard, planes)
 
@@ -155,3 +168,15 @@ def place_counter(param: Tensor, state: State, device_numbers: bool, numbering: 
         state["step"] = step.to(param.device, torch.float32)  # itself, where it is that already
     elif step.device.type != "cpu":
         state["step"] = step.cpu()
+
+
+def imagine_step(param: Tensor, grad: Tensor, state: State, group: Group) -> None:
+    """Does to a parameter without values what a step does beside the arithmetic: makes states, and counts.
+
+    No tensor is asked for a number: under FakeTensorMode none has one.
+    """
+    check_choices(group)
+    check_param(param, "a parameter")
+    check_grad(param, grad, "a parameter")
+    prepare_state(param, state, group)
+    state["step"] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from grokfused.state.sharding import gathered_grad, is_partial, local, sharded_like, unlike
 
@@ -40,7 +41,7 @@ def widens(state: torch.dtype, own: torch.dtype) -> bool:
     return torch.promote_types(state, own) is own and state.is_complex == own.is_complex
 
 
-def is_lazy(tensor: Tensor) -> bool:
+def is_unresolved(tensor: Tensor) -> bool:
     """True for a tensor that is negated or conjugated only when it is read."""
     return tensor.is_neg() or tensor.is_conj()
 
@@ -91,8 +92,15 @@ def check_param(param: object, name: object) -> None:
         )
 
 
+def check_initialized(param: Tensor, name: object) -> None:
+    """Raises ValueError for a parameter of a lazy module, which an optimizer may own but not step."""
+    if is_lazy(param):
+        raise ValueError(f"{name} has no values: run its lazy module once first")
+
+
 def check_has_values(param: Tensor, name: object) -> None:
-    """Raises ValueError for a parameter on the meta device, which an optimizer may own but not step."""
+    """Raises ValueError for a parameter that may be owned but not stepped: lazy, or on the meta device."""
+    check_initialized(param, name)
     if param.device.type == "meta":
         raise ValueError(f"{name} is on the meta device and has no values to update; materialize it first")
 
@@ -113,12 +121,17 @@ def check_grad(param: Tensor, grad: Tensor, name: object) -> None:
         raise RuntimeError(f"the gradient of {name} {difference}")
 
 
+def address(tensor: Tensor) -> int:
+    """Returns where a tensor lies in memory; 0 for a fake one, which lies nowhere."""
+    return 0 if hasattr(tensor, "fake_mode") else tensor.data_ptr()
+
+
 def check_memory(tensor: Tensor, name: object) -> None:
     """Raises RuntimeError for a tensor of which this process holds no elements to read."""
     shard = local(tensor)
     try:
-        there = shard.numel() == 0 or shard.data_ptr() != 0
-    except RuntimeError:  # a fake tensor, or another that wraps something else
+        there = shard.numel() == 0 or address(shard) != 0
+    except RuntimeError:  # one that wraps something else
         there = False
     if not there:
         raise RuntimeError(
@@ -134,7 +147,7 @@ def fitting_grad(param: Tensor, grad: Tensor) -> Tensor:
     grad, param = gathered_grad(param, grad), local(param)
     if grad._is_zerotensor():  # torch's promise of zeros, without memory of its own
         return torch.zeros_like(param)
-    if not is_lazy(grad) and (same_order(param, grad) or not is_dense(param)):
+    if not is_unresolved(grad) and (same_order(param, grad) or not is_dense(param)):
         return grad
     return torch.empty_like(param).copy_(grad)
 

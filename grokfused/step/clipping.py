@@ -68,7 +68,7 @@ def max_norm_of(groups: Groups) -> float | None:
             "max_grad_norm limits the norm of all gradients together, so it must be equal in all groups, "
             f"got {limits}: set it alike in every group, one that is being added included"
         )
-    return limits[0]
+    return limits[0] and float(limits[0])
 
 
 @torch.no_grad()

@@ -13,7 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grokfused.step.scalars import Hyperparameters, checked_hyperparameters, derive, grad_factor
+from grokfused.step.scalars import (
+    TENSORS,
+    Hyperparameters,
+    checked_hyperparameters,
+    derive,
+    grad_factor,
+    pair_of_betas,
+)
 
 Group = Mapping[str, Any]
 
@@ -55,13 +62,13 @@ def table(
     step = torch.stack([counter.reshape(()) for counter in steps]).double() + 1.0
     alpha = alpha * (step != first)
     values: Any = Hyperparameters(lr, (beta1, beta2), eps, weight_decay, alpha, lamb)  # type: ignore[arg-type]
-    row: Any = derive(values, step=step, grad_factor=factor, sqrt=torch.sqrt)
+    row: Any = derive(values, step=step, grad_factor=factor, arithmetic=TENSORS)
     return torch.stack(row, dim=1).to(dtype)
 
 
 def _rates(group: Group) -> tuple[Any, ...]:
     """Returns what may be a tensor, in the order of ``Hyperparameters``."""
-    return (group["lr"], *group["betas"])
+    return (group["lr"], *pair_of_betas(group["betas"]))
 
 
 def _reads(value: object, device: torch.device) -> bool:
@@ -74,8 +81,7 @@ def _numbers(group: Group, device: torch.device) -> tuple[float, ...]:
     known = dict(group)
     if _reads(group["lr"], device):
         known["lr"] = 0.0
-    if isinstance(group["betas"], (tuple, list)):
-        known["betas"] = [0.0 if _reads(beta, device) else beta for beta in group["betas"]]
+    known["betas"] = [0.0 if _reads(beta, device) else beta for beta in pair_of_betas(group["betas"])]
     lr, betas, *others = checked_hyperparameters(known)
     return (lr, *betas, *others, grad_factor(group))
 

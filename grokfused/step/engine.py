@@ -25,6 +25,7 @@ from grokfused.step.options import check_options, refuse_incomplete
 from grokfused.step.policy import Policy, policies_of
 from grokfused.step.scalars import scalar_table, step_scalars
 from grokfused.step.walk import Walk
+from grokfused.step.wrappers import warn_of_partial_norm
 
 # Where a step may be numbered by the device; elsewhere the host waits for what it has to know.
 NUMBERING_DEVICES = ("cuda",)
@@ -65,8 +66,10 @@ class Step:
             self._walk = self._walked(members, self._fitted)
         self._is_one = self._walk.apart == len(members.params)
         if self._fitted or not self._is_one:
-            self._refuse(self._walk)
+            self._refuse(self._walk, 0)
         self._buckets = self._derived(self._walk)
+        if max_norm is not None:
+            warn_of_partial_norm(members.owner, members.keys)
         self._scale = scale if max_norm is None else clipped(scale, members.grads, max_norm)
 
     def run(self) -> None:
@@ -74,11 +77,16 @@ class Step:
         if self._is_one:
             self._run(self._walk, *self._buckets)
             return
-        members, begin = self._members, 0
-        while begin < len(members.params):
-            rest = self._walked(members.part(begin, len(members.params)), self._fitted_from(begin))
+        members, begin, count = self._members, 0, len(self._members.params)
+        while begin < count:
+            rest = self._walked(members.part(begin, count), self._fitted_from(begin))
+            if rest.unfit:  # the part before has written: a backend of Python's counts as anyone's writing
+                mended = self._prepared([begin + place for place in rest.unfit])
+                self._fitted = {**(self._fitted or {}), **mended}
+                rest = self._walked(members.part(begin, count), self._fitted_from(begin))
             end = begin + rest.apart
             walk = self._walked(members.part(begin, end), self._fitted_from(begin))
+            self._refuse(walk, begin)
             self._run(walk, *self._derived(walk))
             begin = end
 
@@ -111,12 +119,13 @@ class Step:
             fitted[place] = fitting_grad(param, members.grads[place])
         return fitted
 
-    def _refuse(self, walk: Any) -> None:
+    def _refuse(self, walk: Any, begin: int) -> None:
+        """Raises RuntimeError where a walk of the places from ``begin`` on cannot be stepped after all."""
         if walk.unfit:
-            name = self._members.name(walk.unfit[0])
+            name = self._members.name(begin + walk.unfit[0])
             raise RuntimeError(f"{name} changed while its step was being prepared, by another thread")
         if walk.itself is not None:
-            name = self._members.name(walk.itself)
+            name = self._members.name(begin + walk.itself)
             raise RuntimeError(
                 f"{name}, its gradient and its states share memory with each other: give each its own"
             )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from grokfused.backends.reference import LANES, kept_elements, memory_order
 from grokfused.state.sharding import local, sharded_like, unlike
+from grokfused.state.storage import address
 
 # What becomes of the elements left out: they are 0, or stay as they are. A mode's place is its number.
 MODES = ("zero", "freeze")
@@ -140,7 +141,7 @@ def _seen(arrays: Sequence[Tensor]) -> tuple[Any, ...]:
     """Returns, for each state, the tensor (weakly), its address and its version."""
     tensors = map(local, arrays)
     # A tensor made in inference mode counts no versions: it is taken for one that was not written.
-    seen = ((weakref.ref(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
+    seen = ((weakref.ref(t), address(t), 0 if t.is_inference() else t._version) for t in tensors)
     return tuple(itertools.chain.from_iterable(seen))
 
 

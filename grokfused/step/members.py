@@ -8,6 +8,7 @@ from itertools import compress
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from grokfused.backends import native_table
 
@@ -76,16 +77,21 @@ class Name:
         self.groups, self.param = groups, param
 
     def __str__(self) -> str:
-        return param_names(self.groups).get(self.param, f"a parameter (shape {list(self.param.shape)})")
+        return param_names(self.groups).get(self.param, f"a parameter ({_shown(self.param)})")
 
 
 def param_names(groups: Groups) -> dict[Tensor, str]:
     """Returns how messages call each parameter."""
-    return {
-        param: f"parameter {name!r} of group {number} (shape {list(param.shape)})"
-        for number, group in enumerate(groups)
-        for name, param in zip(_names(group), group["params"], strict=True)
-    }
+    found: dict[Tensor, str] = {}
+    for number, group in enumerate(groups):
+        for name, param in zip(_names(group), group["params"], strict=True):
+            # Of one that is listed twice, the first name.
+            found.setdefault(param, f"parameter {name!r} of group {number} ({_shown(param)})")
+    return found
+
+
+def _shown(param: Tensor) -> str:
+    return "not initialized yet" if is_lazy(param) else f"shape {list(param.shape)}"
 
 
 def _names(group: Mapping[str, Any]) -> Iterable[object]:

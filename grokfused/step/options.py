@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import numbers
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy
+
 from grokfused import backends
-from grokfused.state.storage import PARAM_ROUNDINGS, STATE_DTYPES
+from grokfused.state.storage import PARAM_ROUNDINGS, STATE_DTYPES, state_dtype_name
 from grokfused.step.clipping import check_max_norm
 from grokfused.step.grad_filter import FILTERS, INITS
-from grokfused.step.scalars import checked_hyperparameters
+from grokfused.step.scalars import checked_hyperparameters, pair_of_betas
 
 CHOICES = {
     "grad_filter": tuple(FILTERS),
@@ -20,6 +24,7 @@ CHOICES = {
     "param_rounding": PARAM_ROUNDINGS,
     "backend": backends.NAMES,
 }
+BOOLS = (bool, numpy.bool_)
 FLAGS = ("amsgrad", "maximize", "capturable", "differentiable")
 # Accepted because torch.optim has them.
 INERT = ("foreach", "fused")
@@ -28,14 +33,34 @@ OPTIONS = (*CHOICES, *FLAGS, *INERT, "seed")
 
 
 def check_flag(name: str, value: object) -> None:
-    """Raises TypeError for what is neither True nor False."""
-    if not isinstance(value, bool):
+    """Raises TypeError for what is neither True nor False, numpy's included."""
+    if not isinstance(value, BOOLS):
         raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Raises ValueError or TypeError naming the first option that is out of its range."""
-    checked_hyperparameters(options)
+def plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options as plain values, which ``torch.load(weights_only=True)`` reads."""
+    found = {name: _item(value) for name, value in options.items()}
+    if "betas" in found:
+        found["betas"] = tuple(map(_item, pair_of_betas(found["betas"])))
+    if "state_dtype" in found:
+        found["state_dtype"] = state_dtype_name(found["state_dtype"])
+    return found
+
+
+def _item(value: Any) -> Any:
+    return value.item() if isinstance(value, numpy.generic) else value
+
+
+def check_options(options: Mapping[str, Any], *, given: bool = False) -> None:
+    """Raises ValueError or TypeError naming the first option that is out of its range.
+
+    Args:
+        options: All options of a group.
+        given: Whether they are given now, or were written since; see ``scalars.GIVEN`` and ``LATER``.
+            (default: False)
+    """
+    checked_hyperparameters(options, given=given)
     check_choices(options)
     check_max_norm(options["max_grad_norm"])
 
@@ -48,12 +73,12 @@ def check_choices(options: Mapping[str, Any]) -> None:
     for name in FLAGS:
         check_flag(name, options[name])
     for name in INERT:
-        if not (options[name] is None or isinstance(options[name], bool)):
+        if not (options[name] is None or isinstance(options[name], BOOLS)):
             raise TypeError(f"{name} must be None, True or False, got {options[name]!r}")
     seed = options["seed"]
-    if isinstance(seed, bool) or not isinstance(seed, int):
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
         raise TypeError(f"seed must be an integer in [0, 2**63), got {seed!r}")
-    if not 0 <= seed < 2**63:
+    if not 0 <= int(seed) < 2**63:
         raise ValueError(f"seed must be an integer in [0, 2**63), got {seed}")
     if options["fused"] and options["differentiable"]:
         raise RuntimeError("`fused` does not support `differentiable`")
@@ -74,13 +99,32 @@ def refuse_incomplete(groups: Iterable[dict[str, Any]], defaults: dict[str, Any]
             raise ValueError(f"param_groups[{number}] has lost {lost}: put them back")
 
 
-def refuse_misspelt(names: Iterable[str], known: Iterable[str], *, any_unknown: bool) -> None:
-    """Raises TypeError for a name that is not known but close to one that is (or for any)."""
-    known = list(known)
+def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
+    """Raises TypeError for a keyword that is no option; the message names the option that may be meant."""
     for name in names:
-        if name in known:
-            continue
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5 if any_unknown else 0.75)
-        if nearest or any_unknown:
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known are {known}"
-            raise TypeError(f"unexpected keyword argument {name!r}{hint}")
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known are {list(known)}"
+        raise TypeError(f"unexpected keyword argument {name!r}{hint}")
+
+
+def warn_of_typos(group: Mapping[str, Any], known: Iterable[str], stacklevel: int) -> None:
+    """Warns of keys of a group that are one slip away from an option: others may keep theirs there."""
+    for name in group:
+        meant = [option for option in known if name not in known and _is_a_slip(name, option)]
+        if meant:
+            warnings.warn(
+                f"the key {name!r} of a parameter group is kept, but no option: did you mean {meant[0]!r}?",
+                stacklevel=stacklevel + 1,
+            )
+
+
+def _is_a_slip(name: object, meant: str) -> bool:
+    """True where one letter is missing, added or another, or two neighbours are exchanged."""
+    if not isinstance(name, str) or len(meant) < 4 or abs(len(name) - len(meant)) > 1:
+        return False
+    pairs = enumerate(zip(name, meant, strict=False))
+    begin = next((place for place, (a, b) in pairs if a != b), min(len(name), len(meant)))
+    a, b = name[begin:], meant[begin:]
+    if len(a) == len(b):
+        return a[1:] == b[1:] or (a[:2] == b[1::-1] and a[2:] == b[2:])
+    return a[1:] == b if len(a) > len(b) else a == b[1:]

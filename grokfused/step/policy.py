@@ -43,13 +43,13 @@ def _policy(decay: str, scaled: bool, *values: Any) -> Policy:
         backend=options["backend"],
         grad_filter=options["grad_filter"],
         decay=decay,
-        amsgrad=options["amsgrad"],
+        amsgrad=bool(options["amsgrad"]),  # numpy's, too
         state_rounding=options["state_rounding"],
         param_rounding=options["param_rounding"],
-        seed=options["seed"],
-        device_numbers=scaled or options["capturable"],
+        seed=int(options["seed"]),
+        device_numbers=scaled or bool(options["capturable"]),
         starts=starts(options),
-        used=tuple(array.is_used(options) for array in ARRAYS),
+        used=tuple(bool(array.is_used(options)) for array in ARRAYS),
     )
 
 

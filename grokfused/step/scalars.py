@@ -22,35 +22,58 @@ FLOAT32_MAX = torch.finfo(torch.float32).max  # beyond it a scalar would be infi
 
 
 class Range(NamedTuple):
-    """Where a hyperparameter may lie, and torch.optim's words for it where torch has some."""
+    """Where a hyperparameter may lie, both ends included; NaN and infinity lie nowhere."""
 
-    torch_name: str
     text: str
-    low: float = 0.0
-    below: float = math.inf
+    low: float = -FLOAT32_MAX
+    high: float = FLOAT32_MAX
+    never: tuple[float, ...] = ()
 
 
-RANGES = {
-    "lr": Range("learning rate", "lr must be a finite number >= 0, or a tensor of one"),
-    "eps": Range("epsilon value", "eps must be a finite number >= 0"),
-    "weight_decay": Range("weight_decay value", "weight_decay must be a finite number >= 0"),
-    "alpha": Range("alpha value", "alpha must be in [0, 1)", below=1.0),
-    "lamb": Range("lamb value", "lamb must be a finite number", low=-math.inf),
+BELOW_ONE = math.nextafter(1.0, 0.0)
+BETAS = "betas must be two numbers in [0, 1), or tensors of one"
+# Of the constructor and of a group that is added.
+GIVEN = {
+    "lr": Range("lr must be a finite number >= 0, or a tensor of one", 0.0),
+    "beta1": Range(BETAS, 0.0, BELOW_ONE),
+    "beta2": Range(BETAS, 0.0, BELOW_ONE),
+    "eps": Range("eps must be a finite number >= 0", 0.0),
+    "weight_decay": Range("weight_decay must be a finite number >= 0", 0.0),
+    "alpha": Range("alpha must be in [0, 1)", 0.0, BELOW_ONE),
+    "lamb": Range("lamb must be a finite number"),
 }
-BETA = Range(
-    "beta parameter at index {}", "betas must be two numbers in [0, 1), or tensors of one", below=1.0
-)
+# Of a value that someone has written since, as schedulers do. torch.optim asks nothing of those: one may miss
+# 0 by a rounding, and a beta1 beyond 1 is another optimizer, but it is one. What is left out here would make
+# every parameter infinite or NaN; torch raises ZeroDivisionError there, or computes with complex numbers.
+LATER = {
+    "lr": Range("lr must be a finite number, or a tensor of one"),
+    "beta1": Range("the first of betas must be a finite number but 1 and -1", never=(1.0, -1.0)),
+    "beta2": Range("the second of betas must be in [-1, 1]", -1.0, 1.0),
+    "eps": Range("eps must be a finite number"),
+    "weight_decay": Range("weight_decay must be a finite number"),
+    "alpha": Range(
+        "alpha must be in [-1, 1]; a wrapper that shares the groups may mean another: docs/trainers.md",
+        *(-1.0, 1.0),
+    ),
+    "lamb": Range("lamb must be a finite number"),
+}
+TORCH_NAMES = {
+    "lr": "learning rate",
+    "beta1": "beta parameter at index 0",
+    "beta2": "beta parameter at index 1",
+    "eps": "epsilon value",
+}
 
 
-def _check(value: object, allowed: Range, index: int = 0) -> float:
+def _check(name: str, value: object, allowed: Range) -> float:
     if type(value) is not float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise TypeError(f"{allowed.text}, got {value!r} of type {type(value).__name__}")
     try:
         number = float(value)
     except OverflowError:  # an integer beyond all floats
         number = math.inf
-    if not (allowed.low <= number < allowed.below and abs(number) <= FLOAT32_MAX):
-        raise ValueError(f"Invalid {allowed.torch_name.format(index)}: {value} ({allowed.text})")
+    if not allowed.low <= number <= allowed.high or number in allowed.never:
+        raise ValueError(f"Invalid {TORCH_NAMES.get(name, f'{name} value')}: {value} ({allowed.text})")
     return number
 
 
@@ -69,13 +92,10 @@ _values = itemgetter("lr", "betas", "eps", "weight_decay", "alpha", "lamb")
 
 
 @lru_cache(maxsize=1 << 14, typed=True)
-def _checked(lr: Any, beta1: Any, beta2: Any, *others: Any) -> Hyperparameters:
-    names = ("eps", "weight_decay", "alpha", "lamb")
-    return Hyperparameters(
-        _check(lr, RANGES["lr"]),
-        (_check(beta1, BETA, 0), _check(beta2, BETA, 1)),
-        *(_check(value, RANGES[name]) for name, value in zip(names, others, strict=True)),
-    )
+def _checked(given: bool, *values: Any) -> Hyperparameters:
+    ranges = GIVEN if given else LATER
+    lr, beta1, beta2, *others = map(_check, ranges, values, ranges.values())
+    return Hyperparameters(lr, (beta1, beta2), *others)
 
 
 def _number(name: str, value: object) -> object:
@@ -89,26 +109,61 @@ def _number(name: str, value: object) -> object:
     return value.item()
 
 
-def checked_hyperparameters(group: Mapping[str, Any]) -> Hyperparameters:
+def pair_of_betas(betas: Any) -> tuple[Any, Any]:
+    """Returns the two betas of any sequence: a tuple, a list, an array, omegaconf's ListConfig.
+
+    Raises:
+        TypeError: It is no sequence of two.
+    """
+    if type(betas) not in (tuple, list):
+        indexed = hasattr(type(betas), "__len__") and hasattr(type(betas), "__getitem__")
+        if not indexed or isinstance(betas, (str, bytes, Mapping)) or getattr(betas, "ndim", 1) != 1:
+            raise TypeError(f"{BETAS}, got {betas!r}")
+    if len(betas) != 2:
+        raise TypeError(f"{BETAS}, got {betas!r}")
+    return betas[0], betas[1]
+
+
+def checked_hyperparameters(group: Mapping[str, Any], *, given: bool = False) -> Hyperparameters:
     """Returns the group's hyperparameters as floats.
+
+    Args:
+        group: The group.
+        given: Whether they are held to the ranges of ``GIVEN``, or to those of ``LATER``. (default: False)
 
     Raises:
         TypeError, ValueError: One is no number or out of its range; the message names it, its value
             and the range.
     """
     lr, betas, *others = _values(group)
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise TypeError(f"{BETA.text}, got {betas!r}")
-    beta1, beta2 = betas
+    beta1, beta2 = pair_of_betas(betas)
     try:
-        return _checked(lr, beta1, beta2, *others)
+        return _checked(given, lr, beta1, beta2, *others)
     except TypeError:  # tensors of one; or what is no number
         lr, beta1, beta2 = _number("lr", lr), _number("betas[0]", beta1), _number("betas[1]", beta2)
-        return _checked.__wrapped__(lr, beta1, beta2, *others)
+        return _checked.__wrapped__(given, lr, beta1, beta2, *others)
+
+
+class Arithmetic(NamedTuple):
+    """The operations in which Python's floats are not IEEE 754's: they raise where it has infinity."""
+
+    power: Callable[[Any, Any], Any]
+    inverse_root: Callable[[Any], Any]
+
+
+def _power(base: float, exponent: float) -> float:
+    try:
+        return float(base**exponent)
+    except OverflowError:
+        return math.copysign(math.inf, base) if exponent % 2 else math.inf
+
+
+FLOATS = Arithmetic(_power, lambda x: 1.0 / math.sqrt(x) if x else math.inf)
+TENSORS = Arithmetic(torch.pow, lambda x: 1.0 / torch.sqrt(x))
 
 
 def derive(
-    values: Hyperparameters, *, step: Any, grad_factor: Any, sqrt: Callable[[Any], Any] = math.sqrt
+    values: Hyperparameters, *, step: Any, grad_factor: Any, arithmetic: Arithmetic = FLOATS
 ) -> Scalars:
     """Derives the scalars of a step: from floats, or element by element from float64 tensors.
 
@@ -117,7 +172,7 @@ def derive(
             gradient itself.
         step: 1, 2, ...: the number this step will have, exact in float32 (below 2**24).
         grad_factor: -1 to maximize, else 1.
-        sqrt: Takes the root of what the others are. (default: math.sqrt)
+        arithmetic: That of what the others are, ``FLOATS`` or ``TENSORS``. (default: FLOATS)
     """
     lr, (beta1, beta2), eps, weight_decay, alpha, lamb = values
     return Scalars(
@@ -131,8 +186,8 @@ def derive(
         beta1_weight=1.0 - beta1,
         beta2=beta2,
         beta2_weight=1.0 - beta2,
-        step_size=lr / (1.0 - beta1**step),
-        denom_scale=1.0 / sqrt(1.0 - beta2**step),
+        step_size=lr / (1.0 - arithmetic.power(beta1, step)),
+        denom_scale=arithmetic.inverse_root(1.0 - arithmetic.power(beta2, step)),
         eps=eps,
     )
 
@@ -165,4 +220,5 @@ def scalar_table(rows: Sequence[Scalars], dtype: torch.dtype = torch.float32) ->
     The native backend rounds them itself, alike (csrc/walk.h).
     """
     kind = numpy.float64 if dtype is torch.float64 else numpy.float32
-    return torch.from_numpy(numpy.array(rows, dtype=kind, ndmin=2))
+    with numpy.errstate(over="ignore"):  # to infinity
+        return torch.from_numpy(numpy.array(rows, dtype=kind, ndmin=2))

@@ -14,7 +14,7 @@ from torch import Tensor
 from grokfused.backends import choose_for
 from grokfused.state.arrays import used
 from grokfused.state.sharding import is_sharded, local
-from grokfused.state.storage import is_dense, is_lazy
+from grokfused.state.storage import is_dense, is_unresolved
 from grokfused.step.grad_filter import first_filtered_step
 from grokfused.step.mask import MODES
 from grokfused.step.members import Members
@@ -74,7 +74,7 @@ class Walk:
         tensors = {"param": shard, "grad": grad, "step": step, **{name: local(state[name]) for name in names}}
         self._tensors.append(tensors)
         by_device = param.device.type in numbering and (policy.device_numbers or step.device.type != "cpu")
-        backend = choose_for(policy.backend, param, is_dense(shard) and not is_lazy(shard))
+        backend = choose_for(policy.backend, param, is_dense(shard) and not is_unresolved(shard))
         start = first_filtered_step(state) if policy.starts else 0.0
         alike = Alike(backend, by_device, number, param.dtype, tensors[names[0]].dtype, param.device)
         self._places.setdefault(alike, []).append(place)
