@@ -3,7 +3,8 @@
 import copy
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pytest
@@ -25,13 +26,18 @@ OPTIONS = {
     "seed": 5,
     "param_rounding": "kahan",
 }
-SHAPES = [[2, 3, 4, 5], [4, 4], [7], [], [33, 9]]
+SHAPES = [[2, 3, 4, 5], [4, 4], [7], [], [33, 9], [5, 3], [70]]
 DTYPES = [torch.float32, torch.bfloat16, torch.float32, torch.float16, torch.float32]
+DTYPES += [torch.complex64, torch.float64]
 
 
 def new_param(shape: list[int], dtype: torch.dtype, seed: int) -> Tensor:
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return values.to(dtype).requires_grad_()
+    return drawn(shape, dtype, torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def drawn(shape: Sequence[int], dtype: torch.dtype, random: torch.Generator) -> Tensor:
+    wide = dtype if dtype in (torch.complex64, torch.float64) else torch.float32
+    return torch.randn(shape, generator=random, dtype=wide).to(dtype)
 
 
 class World:
@@ -52,11 +58,19 @@ class World:
         """Takes a step on every parameter whose gradient was not dropped since the last one."""
         random = torch.Generator().manual_seed(self.steps)
         for index, param in enumerate(self.params):
-            grad = torch.randn(param.shape, generator=random).to(param.dtype)
+            grad = drawn(param.shape, param.dtype, random)
             param.grad = None if index in self.dropped else grad
         self.dropped.clear()
         self.steps += 1
         self.optimizer.step()
+
+    def step_beside_a_reader(self) -> None:
+        """Takes a step in another thread, while this one looks at the states."""
+        with ThreadPoolExecutor(1) as pool:
+            step = pool.submit(self.step)
+            while not step.done():
+                [state.get("exp_avg") for state in list(self.optimizer.state.values())]
+            step.result()
 
     def drop(self, index: int) -> None:
         self.dropped.add(index % len(self.params))
@@ -98,12 +112,18 @@ class World:
     def cast(self, index: int, dtype: torch.dtype) -> None:
         """Changes the dtype of a parameter, as model.bfloat16() does."""
         param = self.params[index % len(self.params)]
+        if param.is_complex():
+            return
+        if param.dtype is torch.float64:  # its states have too many bits for another dtype
+            self.optimizer.state.pop(param, None)
         param.grad = None
         param.data = param.data.to(dtype)
 
     def set_mask(self, index: int, density: float, mode: str) -> None:
         """Puts a parameter under a mask of whole words and single elements, half and half."""
         param = self.params[index % len(self.params)]
+        if param.is_complex():
+            return
         random = torch.Generator().manual_seed(self.steps)
         mask = torch.rand(param.shape, generator=random) < density
         if param.dim() > 1:
@@ -225,7 +245,7 @@ OPTION_VALUES = {
     "seed": [9],
 }
 
-indices = st.integers(0, 7)
+indices = st.integers(0, 9)
 
 
 def action(name: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[Action]:
@@ -238,6 +258,7 @@ set_options = st.sampled_from(sorted(OPTION_VALUES)).flatmap(
 actions = st.one_of(
     action("step"),
     action("step"),
+    action("step_beside_a_reader"),
     action("drop", indices),
     action("turn_grad", indices),
     set_options,
@@ -245,7 +266,7 @@ actions = st.one_of(
     action("add_group", indices),
     action("save_and_load"),
     action("turn_param", indices),
-    action("cast", indices, st.sampled_from([torch.float32, torch.bfloat16, torch.float16])),
+    action("cast", indices, st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64])),
     action("duplicate"),
     action("set_mask", indices, st.sampled_from([0.0, 0.3, 0.9, 1.0]), st.sampled_from(["zero", "freeze"])),
     action("remove_mask", indices),
@@ -292,7 +313,9 @@ def test_any_sequence_leaves_the_same_bits_on_both_backends(kind, state_dtype, s
 
 
 PAIRS: dict[str, Callable[[], list[Action]]] = {
-    each.name: (lambda each=each: [Action("step"), Action("step"), each, Action("step"), each])
+    f"{each.name} {each.arguments}": (
+        lambda each=each: [Action("step"), Action("step"), each, Action("step"), each]
+    )
     for each in (
         Action("drop", (1,)),
         Action("turn_grad", (0,)),
@@ -301,6 +324,8 @@ PAIRS: dict[str, Callable[[], list[Action]]] = {
         Action("turn_param", (0,)),
         Action("cast", (2, torch.bfloat16)),
         Action("cast", (1, torch.float16)),
+        Action("cast", (0, torch.float64)),
+        Action("step_beside_a_reader"),
         Action("duplicate"),
         Action("set_mask", (0, 0.3, "zero")),
         Action("set_mask", (4, 0.3, "freeze")),
@@ -314,6 +339,7 @@ PAIRS: dict[str, Callable[[], list[Action]]] = {
         Action("count", (3, "int64 [1]")),
         Action("move", (0,)),
         Action("share", (4,)),
+        Action("share", (6,)),
     )
 }
 

@@ -20,7 +20,7 @@ from grokfused.state.sharding import is_sharded, local
 from grokfused.state.storage import fitting_grad
 from grokfused.step import device_scalars
 from grokfused.step.clipping import GradScale, clipped, max_norm_of
-from grokfused.step.members import Members
+from grokfused.step.members import Groups, Members
 from grokfused.step.options import check_options, refuse_incomplete
 from grokfused.step.policy import Policy, policies_of
 from grokfused.step.scalars import scalar_table, step_scalars
@@ -67,7 +67,7 @@ class Step:
         self._is_one = self._walk.apart == len(members.params)
         if self._fitted or not self._is_one:
             self._refuse(self._walk, 0)
-        self._buckets = self._derived(self._walk)
+        self._buckets = self._derived(members, self._walk)
         if max_norm is not None:
             warn_of_partial_norm(members.owner, members.keys)
         self._scale = scale if max_norm is None else clipped(scale, members.grads, max_norm)
@@ -75,7 +75,7 @@ class Step:
     def run(self) -> None:
         """Takes the step. Parameters that share memory are stepped one after the other, in their order."""
         if self._is_one:
-            self._run(self._walk, *self._buckets)
+            self._run(self._members, self._walk, *self._buckets)
             return
         members, begin, count = self._members, 0, len(self._members.params)
         while begin < count:
@@ -85,9 +85,10 @@ class Step:
                 self._fitted = {**(self._fitted or {}), **mended}
                 rest = self._walked(members.part(begin, count), self._fitted_from(begin))
             end = begin + rest.apart
-            walk = self._walked(members.part(begin, end), self._fitted_from(begin))
+            part = members.part(begin, end)
+            walk = self._walked(part, self._fitted_from(begin))
             self._refuse(walk, begin)
-            self._run(walk, *self._derived(walk))
+            self._run(part, walk, *self._derived(part, walk))
             begin = end
 
     def _fitted_from(self, begin: int) -> Mapping[int, Tensor] | None:
@@ -130,32 +131,21 @@ class Step:
                 f"{name}, its gradient and its states share memory with each other: give each its own"
             )
 
-    def _derived(self, walk: Any) -> tuple[list[Any], list[Any]]:
+    def _derived(self, members: Members, walk: Any) -> tuple[list[Any], list[Any]]:
         """Returns the rows of scalars that the host derives; and each bucket, with the device's own table."""
-        groups = self._members.groups
+        groups = members.groups
         rows = [step_scalars(groups[group], count + 1.0, start) for group, count, start in walk.keys]
         return rows, [
-            (*kind, self._table(walk, bucket, kind[-1]) if kind[1] else None)
+            (*kind, _table(groups, walk, bucket, members.params[kind[-1]]) if kind[1] else None)
             for bucket, kind in enumerate(walk.kinds)
         ]
 
-    @torch.no_grad()
-    def _table(self, walk: Any, bucket: int, place: int) -> Tensor:
-        return device_scalars.table(
-            self._members.groups,
-            walk.groups(bucket),
-            walk.starts(bucket),
-            walk.lists(bucket)["step"],
-            self._members.params[place].device,
-            real_dtype(self._members.params[place].dtype),
-        )
-
-    def _run(self, walk: Any, rows: list[Any], buckets: list[Any]) -> None:
+    def _run(self, members: Members, walk: Any, rows: list[Any], buckets: list[Any]) -> None:
         walk.take_rows(rows)
         for bucket, (backend, on_device, policy, place, table) in enumerate(buckets):
-            scale, real = {}, real_dtype(self._members.params[place].dtype)
+            scale, real = {}, real_dtype(members.params[place].dtype)
             if self._scale:
-                device = self._members.params[place].device if on_device else CPU
+                device = members.params[place].device if on_device else CPU
                 for name, number in self._scale.items():
                     dtype = real if name == "grad_scale" else torch.float32
                     scale[name] = number.to(device, dtype).reshape(())
@@ -169,7 +159,15 @@ class Step:
                     walk.run(bucket, table, scale.get("grad_scale"), scale.get("found_inf"))
             else:
                 walk.run(bucket, table, scale.get("grad_scale"), scale.get("found_inf"))
-        _note_written(self._members.params, walk.sharded)
+        _note_written(members.params, walk.sharded)
+
+
+@torch.no_grad()
+def _table(groups: Groups, walk: Any, bucket: int, param: Tensor) -> Tensor:
+    """Returns the scalars of a bucket, which the device numbers; ``param`` is one of it."""
+    steps = walk.lists(bucket)["step"]
+    real = real_dtype(param.dtype)
+    return device_scalars.table(groups, walk.groups(bucket), walk.starts(bucket), steps, param.device, real)
 
 
 def _run_lists(
