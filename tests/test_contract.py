@@ -152,6 +152,17 @@ def test_the_triton_mirror_has_the_same_scalars_and_arrays_in_the_same_order() -
     assert [name.removesuffix("_at") for name in places] == [*fixed, "filters"]
 
 
+def test_the_reference_and_the_triton_launcher_are_called_alike() -> None:
+    def signature(path: Path) -> str:
+        functions = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+        (found,) = (function for function in functions if function.name == "adamw_step_")
+        return ast.unparse(found.args)
+
+    reference = signature(PACKAGE / "backends" / "reference.py")
+    assert "found_inf" in reference
+    assert signature(ROOT / "triton_kernels" / "launcher.py") == reference
+
+
 def test_the_update_is_written_in_its_room_in_its_mirror_and_in_the_truth_only() -> None:
     algebra = re.compile(r"beta2 \* .*exp_avg_sq")
     sources = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cpp"), *CORE, *MIRROR]

@@ -48,7 +48,8 @@ class GrokAdam(Masking, Optimizer):
     -1, and a beta2 or an alpha beyond [-1, 1]. (It cannot see a tensor of the device with ``capturable``.)
 
     Args:
-        params: Parameters (float32, bfloat16 or float16), named parameters, or groups of them. Frozen ones
+        params: Parameters (float32, bfloat16, float16, float64 or complex), named parameters, or groups of
+            them. float64 ones step in float64, complex ones as pairs of real numbers, as in torch. Frozen ones
             (``requires_grad=False``) may be of any dtype and layout, and lazy ones not initialized yet: what
             has a gradient in a step is checked then.
         lr: Step length, parameter units per step. >= 0; a float or a one-element tensor.
@@ -78,7 +79,8 @@ class GrokAdam(Masking, Optimizer):
             replayed as they were captured. No effect on CPU parameters. (default: False)
         foreach, fused: Accepted, so that an AdamW call site needs no edit; no effect.
         differentiable: Must be False.
-        state_dtype: torch.float32 or torch.bfloat16, the dtype of all states. (default: torch.float32)
+        state_dtype: torch.float32 or torch.bfloat16, the dtype of all states but those of float64 and
+            complex parameters, which have their parameter's. (default: torch.float32)
         state_rounding: How bfloat16 states are rounded: "stochastic" (unbiased) or "nearest" (a second
             moment with beta2 = 0.999 then stops moving). (default: "stochastic")
         param_rounding: How bfloat16 and float16 parameters are rounded; no effect on float32. "nearest" loses
