@@ -49,7 +49,7 @@ class GrokAdam(Masking, Optimizer):
 
     Args:
         params: Parameters (float32, bfloat16, float16, float64 or complex), named parameters, or groups of
-            them. float64 ones step in float64, complex ones as pairs of real numbers, as in torch. Frozen ones
+            them. float64 steps in float64, complex as pairs of real numbers, as in torch. Frozen ones
             (``requires_grad=False``) may be of any dtype and layout, and lazy ones not initialized yet: what
             has a gradient in a step is checked then.
         lr: Step length, parameter units per step. >= 0; a float or a one-element tensor.
