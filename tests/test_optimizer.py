@@ -1,5 +1,6 @@
 """The optimizers beside torch.optim and the paper, and what they make of gradients."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -161,6 +162,25 @@ def test_a_lazily_negated_gradient_is_read_with_its_sign(backend, learned, monke
             optimizer.step()
         results.append(values(optimizer))
     assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_steps_in_inference_mode_and_outside_are_the_same(backend, masked) -> None:
+    found = []
+    for modes in (itertools.repeat(False), itertools.cycle([True, False])):
+        param = new_param(4, 5)
+        optimizer = GrokAdamW([param], backend=backend, **OPTIONS)
+        for seed, mode in zip(range(4), modes, strict=False):
+            with torch.inference_mode(mode):
+                if masked and seed == 0:
+                    optimizer.set_mask(param, randn(4, 5) > 0)
+                param.grad = randn(4, 5, seed=seed)
+                optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+        optimizer.step()
+        found.append(values(optimizer))
+    assert_same_bits(*found)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -118,8 +118,13 @@ def check_state(param: Tensor, state: Mapping[str, Any], name: object) -> None:
         check_memory(value, which)
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def prepare_state(param: Tensor, state: State, group: Group) -> None:
-    """Creates the states a parameter lacks, and lays those that lie otherwise as it lies itself."""
+    """Creates the states a parameter lacks, and lays those that lie otherwise as it lies itself.
+
+    Those of a first step in inference mode are ordinary tensors too, which may be written outside of it.
+    """
     if not isinstance(state.get("step"), Tensor):
         # On the CPU and of this dtype, whatever default someone has set.
         state["step"] = torch.tensor(float(state.get("step", 0)), dtype=torch.float32, device="cpu")
