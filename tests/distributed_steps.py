@@ -83,13 +83,12 @@ def masks_are_sharded_like_their_parameters(_: Path) -> None:
     assert_same_states(many, one)
     assert len(many.masks()) == 2
     mask = many.state_dict()["state"][0]["mask"]
-    assert (mask.placements, mask.shape, mask.dtype) == ((Shard(0),), (9, 5), torch.bool)
+    assert (mask.placements, mask.shape, mask.dtype) == ((Shard(0),), (9, 5), torch.uint8)
     resumed = GrokAdamW(sharded_network().parameters())
     resumed.load_state_dict(many.state_dict())
-    assert [packed["mask"].mode for packed in resumed.state.values() if "mask" in packed] == [
-        "zero",
-        "freeze",
-    ]
+    modes = [packed["mask"].mode for packed in resumed.state.values() if "mask" in packed]
+    # The last layer has one row: of its mask the second process has nothing, and nothing to leave out.
+    assert modes == ["zero", "freeze" if dist.get_rank() == 0 else "zero"]
     for mine, loaded in zip(many.masks().values(), resumed.masks().values(), strict=True):
         assert torch.equal(whole(mine), whole(loaded))
     with pytest.raises(ValueError, match="got a plain tensor"):

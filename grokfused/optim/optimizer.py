@@ -18,7 +18,8 @@ from grokfused.optim.compiled import compiled_step
 from grokfused.optim.groups import checked_group
 from grokfused.optim.in_backward import StepInBackward
 from grokfused.optim.masking import Masking
-from grokfused.state.checkpoint import TORCH_OPTIONS, for_torch, note_masks
+from grokfused.state.for_torch import TORCH_OPTIONS, for_torch
+from grokfused.state.saved_form import note_masks
 from grokfused.state.state_dict import load, saved
 from grokfused.step.clipping import given_scale
 from grokfused.step.members import with_grads
@@ -231,7 +232,12 @@ class GrokAdam(Masking, Optimizer):
 
     @_disable_dynamo
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state as torch.optim does; a mask is a bool tensor of its parameter's shape."""
+        """Returns the state as torch.optim does, in tensors only.
+
+        A mask is a uint8 tensor of its parameter's shape: 1 where an element takes the step; where it is left
+        out, 2 in mode "zero", 3 in mode "freeze". ``grad_ema`` is left out where it was turned on late and an
+        overflow has cancelled its first step: it is made anew.
+        """
         return saved(self)
 
     def torch_state_dict(self) -> dict[str, Any]:
