@@ -132,6 +132,17 @@ def flattened_states_go_through_a_file(folder: Path) -> None:
     assert_same_states(resumed, many)
 
 
+def states_made_by_torch_count_no_step(_: Path) -> None:
+    plain, model = network(), sharded_network()
+    one, many = GrokAdamW(plain.parameters(), **OPTIONS), GrokAdamW(model.parameters(), **OPTIONS)
+    get_state_dict(model, many)
+    for step in range(2):
+        for net, optimizer in (plain, one), (model, many):
+            give_grads(net, step)
+            optimizer.step()
+    assert_same_states(many, one)
+
+
 def trained(model: nn.Module, optimizer: GrokAdamW, steps: int) -> None:
     set_two_masks(optimizer, model)
     for step in range(steps):
@@ -229,6 +240,7 @@ CASES = [
     torch_goes_on_from_an_export_of_shards,
     masks_come_with_a_full_state_dict,
     flattened_states_go_through_a_file,
+    states_made_by_torch_count_no_step,
     save,
 ]
 LOADS = [load, masks_are_never_lost_unnoticed, neither_are_moments]

@@ -33,6 +33,7 @@ CASES = [
     "torch_goes_on_from_an_export_of_shards",
     "masks_come_with_a_full_state_dict",
     "flattened_states_go_through_a_file",
+    "states_made_by_torch_count_no_step",
     "save",
 ]
 

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from grokfused import GrokAdamW
+from grokfused import GrokAdam, GrokAdamW
 from grokfused.dcp import LoadPlanner
 
 FORMS = {
@@ -153,3 +153,50 @@ def test_files_of_older_versions_load_with_the_planner(tmp_path) -> None:
         else:
             set_optimizer_state_dict(other, resumed, found["optimizer"])
             assert_going_on_alike(*copy.deepcopy((model, optimizer)), other, resumed)
+
+
+# --- the step of zeros by which torch has states made ------------------------------------------------------
+
+SETTINGS = {
+    "AdamW": (GrokAdamW, {}),
+    "Adam, whose decay goes through the moments": (GrokAdam, {}),
+    "lr is a tensor": (GrokAdamW, {"lr": torch.tensor(3e-3)}),
+    "clipped": (GrokAdamW, {"max_grad_norm": 0.5}),
+    "zero": (GrokAdamW, {"grad_ema_init": "zero"}),
+    "reference": (GrokAdamW, {"backend": "reference"}),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_state_dict_of_a_new_optimizer_changes_nothing_of_its_training(setting) -> None:
+    kind, options = SETTINGS[setting]
+    found = []
+    for asked in False, True:
+        model = network()
+        optimizer = kind(model.parameters(), **{**OPTIONS, **options})
+        if asked:
+            saved = get_optimizer_state_dict(model, optimizer)
+            assert {"step", "exp_avg", "exp_avg_sq", "grad_ema"} == saved["state"]["0.weight"].keys()
+        train(optimizer, 3)
+        found.append(values(optimizer))
+    assert found[0]["0 step"].item() == 3
+    assert_same_bits(found[1], found[0])
+
+
+@pytest.mark.parametrize(
+    "what", ["a gradient that is not 0", "a learning rate", "a parameter without one", "a state"]
+)
+def test_other_steps_on_zeros_count(what) -> None:
+    params = [torch.ones(3, requires_grad=True), torch.ones(2, requires_grad=True)]
+    optimizer = GrokAdamW(params, lr=1e-3 if what == "a learning rate" else 0.0)
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    if what == "a gradient that is not 0":
+        params[1].grad[1] = 1e-3
+    if what == "a parameter without one":
+        params[1].grad = None
+    if what == "a state":
+        optimizer.set_mask(params[1], torch.ones(2, dtype=torch.bool))
+    optimizer.step()
+    assert optimizer.state[params[0]]["step"] == 1
+    assert optimizer.state[params[0]]["grad_ema"].tolist() == [0.0, 0.0, 0.0]

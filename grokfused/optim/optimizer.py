@@ -200,6 +200,9 @@ class GrokAdam(Masking, Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes one step on every parameter that has a gradient.
 
+        A first step with a learning rate of 0 and gradients of zeros for all parameters makes the states, and
+        is not counted: torch.distributed.checkpoint takes it to have them made.
+
         Args:
             closure: Re-evaluates the model and returns the loss. (default: None)
 
