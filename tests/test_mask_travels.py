@@ -116,7 +116,7 @@ def test_a_mask_that_got_lost_on_the_way_is_missed() -> None:
     saved["param_groups"][0]["masks"] = 1  # on purpose
     optimizer.load_state_dict(saved)
     assert list(optimizer.masks()) == params[:1]
-    assert [group["masks"] for group in optimizer.param_groups] == [1, 0]
+    assert [group["masks"] for group in optimizer.state_dict()["param_groups"]] == [1, 0]
 
 
 def test_a_mask_is_refused_where_its_parameters_states_cannot_be_made() -> None:

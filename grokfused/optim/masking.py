@@ -10,7 +10,7 @@ from torch import Tensor
 
 from grokfused.state.arrays import there
 from grokfused.state.prepare import check_state, prepare_state
-from grokfused.state.saved_form import MASK, kept_of, note_masks
+from grokfused.state.saved_form import MASK, kept_of
 from grokfused.state.storage import check_has_values, check_param
 from grokfused.step.mask import check_mask, check_mode, pack, zero_left_out
 from grokfused.step.members import param_names
@@ -70,7 +70,6 @@ class Masking:
                 prepare_state(param, state, groups[param])
             if mode == "zero":
                 zero_left_out(mask, [param, *(state[array.name] for array in there(state))])
-        note_masks(self.param_groups, self.state)
 
     def masks(self) -> dict[Tensor, Tensor]:
         """Returns the masks: parameter -> bool tensor of its shape, True where an element is kept."""
@@ -90,7 +89,6 @@ class Masking:
             raise ValueError(f"{name} has no mask")
         for key in MASK:
             self.state[owned].pop(key, None)
-        note_masks(self.param_groups, self.state)
 
     def _owned(self, key: object) -> tuple[Tensor, str]:
         """Returns the parameter that is meant, and how messages call it."""

@@ -19,7 +19,7 @@ from grokfused.optim.groups import checked_group
 from grokfused.optim.in_backward import StepInBackward
 from grokfused.optim.masking import Masking
 from grokfused.state.for_torch import TORCH_OPTIONS, for_torch
-from grokfused.state.saved_form import note_masks
+from grokfused.state.saved_form import make_place
 from grokfused.state.state_dict import load, saved
 from grokfused.step.clipping import given_scale
 from grokfused.step.members import with_grads
@@ -193,7 +193,7 @@ class GrokAdam(Masking, Optimizer):
             return
         group = checked_group(param_group, self.param_groups, self.defaults)
         super().add_param_group(group)
-        note_masks([group], self.state)
+        make_place([group])
         param_group.update(group)
         self.param_groups[-1] = param_group
 
@@ -287,7 +287,7 @@ class GrokAdam(Masking, Optimizer):
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
-        note_masks(self.param_groups, self.state)  # pickled before groups told of them
+        make_place(self.param_groups)  # pickled before groups had one
 
 
 @cache

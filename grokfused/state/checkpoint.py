@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -96,17 +97,20 @@ def _check_group(saved_group: Mapping[str, Any], options: dict[str, Any], name: 
 
 
 def _check_masks(saved_group: Mapping[str, Any], states: Mapping[Any, Mapping[str, Any]], name: str) -> None:
-    count = masks_of(saved_group, states)
-    wanted = saved_group.get(MASKS, count)
+    count, wanted = masks_of(saved_group, states), saved_group.get(MASKS)
+    if wanted is None:  # not counted
+        return
     if isinstance(wanted, bool) or not isinstance(wanted, int):
         found = type(wanted).__name__
         raise ValueError(f"{name}[{MASKS!r}] must be the number of masks in it, got {found}: {GIVE}")
     if count < wanted:
         raise ValueError(f"{name} was saved with {wanted} masks, of which {count} came: {NO_PLACE}")
     if count > wanted:
-        raise ValueError(
+        warnings.warn(
             f"{name} was saved with {wanted} masks, and {count} came: with full_state_dict, "
-            "torch.distributed.checkpoint keeps those of the loading optimizer: call remove_mask before"
+            "torch.distributed.checkpoint keeps those that the loading optimizer has (remove_mask before "
+            "loading takes them away); or they were set under a ZeroRedundancyOptimizer after loading",
+            stacklevel=5,
         )
 
 

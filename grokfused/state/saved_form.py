@@ -36,7 +36,7 @@ def as_saved(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> dict[s
     A mask is a tensor of codes (``mask.coded``). The memory of a filter whose first step was cancelled by an
     overflow is left out: it is made anew, and begins with the next step. (Not where torch keeps what the
     loading optimizer has, with ``full_state_dict``: zeros.) Each group tells how many ``masks`` it has, so
-    that none is lost unnoticed on the way; see ``note_masks``.
+    that none is lost unnoticed on the way.
 
     Args:
         groups: The optimizer's parameter groups.
@@ -117,17 +117,17 @@ def kept_of(state: Mapping[str, Any], param: Tensor) -> Tensor:
     return sharded_like(param, local(_decoded(state, param)[0]))
 
 
-def note_masks(groups: Iterable[dict[str, Any]], states: Mapping[Any, Any]) -> None:
-    """Notes in each live group how many of its parameters have a mask.
+def make_place(groups: Iterable[dict[str, Any]]) -> None:
+    """Gives live groups the key under which saved ones have the number of their masks, with no number.
 
-    What is saved is counted anew. The note is a place: torch.distributed.checkpoint and
-    ``torch.optim._stateless`` know only the keys that live groups have.
+    torch.distributed.checkpoint and ``torch.optim._stateless`` know only the keys that live groups have. And
+    ZeroRedundancyOptimizer saves its own copies of live groups, which are not told of masks.
     """
     for group in groups:
-        group[MASKS] = masks_of(group, states)
+        group[MASKS] = None
 
 
 def masks_of(group: Mapping[str, Any], states: Mapping[Any, Mapping[str, Any]]) -> int:
-    """Returns how many parameters of a group, live or saved, have a mask."""
+    """Returns how many parameters of a saved group have a mask."""
     found = [states.get(key) for key in {*group["params"]}]
     return sum(isinstance(state, dict) and "mask" in state for state in found)

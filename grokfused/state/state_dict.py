@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from grokfused.state.checkpoint import check_parts, owned_state, saved_states
-from grokfused.state.saved_form import as_saved, note_masks
+from grokfused.state.saved_form import as_saved, make_place
 
 
 def saved(optimizer: Any) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def load(optimizer: Any, state_dict: Mapping[str, Any]) -> None:
     # In one go: a learning rate that is one tensor in all groups stays one.
     options = copy.deepcopy(given["param_groups"])
     groups = [_loaded(*pair) for pair in zip(optimizer.param_groups, options, strict=True)]
-    note_masks(groups, state)
+    make_place(groups)
     optimizer.__setstate__({"state": state, "param_groups": groups})
     for hook in list(optimizer._optimizer_load_state_dict_post_hooks.values()):
         hook(optimizer)
