@@ -5,16 +5,23 @@ Import it by its name: with it comes torch.distributed.checkpoint, which takes l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from grokfused.state.arrays import ARRAYS, MOMENTS
+from grokfused.state.saved_form import MASK
+from grokfused.step.grad_filter import START
+
+# What some states have and others have not.
+PLACES = (*(array.name for array in ARRAYS if array.name not in MOMENTS), *sorted(MASK), START)
 
 
 class LoadPlanner(DefaultLoadPlanner):
-    """Loads the masks and Kahan's rests that a checkpoint holds, whichever the optimizer has had before.
+    """Loads the masks and arrays that a checkpoint holds, whichever the optimizer has had before.
 
     ::
 
@@ -25,10 +32,10 @@ class LoadPlanner(DefaultLoadPlanner):
             model, optimizer, model_state_dict=found["model"], optim_state_dict=found["optimizer"]
         )
 
-    They get a place beside the moments, spread over the processes as those are, and those that the
-    checkpoint lacks lose theirs. For the moments ``get_state_dict`` makes the places, in an optimizer that
-    has no state yet: set masks of your own after loading. Takes the arguments of torch's
-    ``DefaultLoadPlanner``.
+    Beside the moments, masks, the slow gradient, Kahan's rests and the largest second moments get a place,
+    spread over the processes as the moments are, and those that the checkpoint lacks lose theirs. For the
+    moments ``get_state_dict`` makes the places, in an optimizer that has no state yet: set masks of your own
+    after loading. Takes the arguments of torch's ``DefaultLoadPlanner``.
     """
 
     def set_up_planner(
@@ -54,15 +61,11 @@ def _adam_states(found: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _fit(state: dict[str, Any], path: str, saved: Mapping[str, Any]) -> None:
-    rest = saved.get(path + "kahan_comp")
-    places: dict[str, Callable[[], object]] = {
-        "mask": lambda: torch.zeros_like(state["exp_avg"], dtype=torch.bool),
-        "mask_mode": str,
-        "grad_ema_start": float,
-        "kahan_comp": lambda: torch.zeros_like(state["exp_avg"], dtype=rest.properties.dtype),  # type: ignore[union-attr]
-    }
-    for key, place in places.items():
-        if path + key not in saved:
+    for key in PLACES:
+        if path + key not in saved or key in MASK:  # a mask may be of another form than the optimizer's
             state.pop(key, None)
-        elif key not in state:
-            state[key] = place()
+        if path + key in saved and key not in state:
+            about = saved[path + key]
+            is_tensor = isinstance(about, TensorStorageMetadata)
+            # What is no tensor (in older checkpoints) is put in the place of anything.
+            state[key] = torch.zeros_like(state["exp_avg"], dtype=about.properties.dtype) if is_tensor else 0

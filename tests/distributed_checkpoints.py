@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
     set_state_dict,
 )
+from torch.distributed.tensor import distribute_tensor
 
 from grokfused import GrokAdamW
 from grokfused.dcp import LoadPlanner
@@ -91,6 +92,55 @@ def torch_goes_on_from_an_export_of_shards(_: Path) -> None:
         torch.testing.assert_close(whole(param), other.detach(), **ROUNDING)
         for key, state in one.state[other].items():
             torch.testing.assert_close(whole(many.state[param][key]), state, **ROUNDING)
+
+
+def masks_come_with_a_full_state_dict(_: Path) -> None:
+    """Each process has them whole, and an optimizer without a place for them takes its part."""
+    plain, model = network(), sharded_network()
+    one, many = GrokAdamW(plain.parameters(), **OPTIONS), GrokAdamW(model.parameters(), **OPTIONS)
+    trained(plain, one, 2)
+    full = get_optimizer_state_dict(plain, one)
+    set_optimizer_state_dict(model, many, full, options=StateDictOptions(full_state_dict=True))
+    model.load_state_dict(
+        {
+            name: distribute_tensor(value, param.device_mesh, param.placements)
+            for (name, value), param in zip(plain.state_dict().items(), model.parameters(), strict=True)
+        }
+    )
+    for step in range(2, 4):
+        for net, optimizer in (plain, one), (model, many):
+            give_grads(net, step)
+            optimizer.step()
+    assert_same_states(many, one)
+
+
+def flattened_states_go_through_a_file(folder: Path) -> None:
+    options = StateDictOptions(flatten_optimizer_state_dict=True)
+    model, many = new_optimizer(steps=0)
+    trained(model, many, 3)
+    other, resumed = new_optimizer(steps=1, masked=(0, 3))
+    saved, found = (
+        {"weights": net.state_dict(), "optimizer": get_optimizer_state_dict(net, optimizer, options=options)}
+        for net, optimizer in ((model, many), (other, resumed))
+    )
+    dcp.save(saved, checkpoint_id=folder / "flattened")
+    dcp.load(found, checkpoint_id=folder / "flattened")
+    set_optimizer_state_dict(other, resumed, found["optimizer"], options=options)
+    for net, optimizer in (model, many), (other, resumed):
+        give_grads(net, 3)
+        optimizer.step()
+    assert_same_states(resumed, many)
+
+
+def states_made_by_torch_count_no_step(_: Path) -> None:
+    plain, model = network(), sharded_network()
+    one, many = GrokAdamW(plain.parameters(), **OPTIONS), GrokAdamW(model.parameters(), **OPTIONS)
+    get_state_dict(model, many)
+    for step in range(2):
+        for net, optimizer in (plain, one), (model, many):
+            give_grads(net, step)
+            optimizer.step()
+    assert_same_states(many, one)
 
 
 def trained(model: nn.Module, optimizer: GrokAdamW, steps: int) -> None:
@@ -188,6 +238,9 @@ CASES = [
     a_full_state_dict_fits_one_process,
     a_full_state_dict_is_spread_over_two,
     torch_goes_on_from_an_export_of_shards,
+    masks_come_with_a_full_state_dict,
+    flattened_states_go_through_a_file,
+    states_made_by_torch_count_no_step,
     save,
 ]
 LOADS = [load, masks_are_never_lost_unnoticed, neither_are_moments]

@@ -156,4 +156,5 @@ def test_a_filter_turned_on_late_is_remembered_by_the_checkpoint() -> None:
     for each in (optimizer, resumed, later):
         train(each, 2, seed=6)
     assert_same_bits(values(resumed), values(optimizer))
-    assert_same_bits(values(later), values(optimizer))
+    counted = {name: value for name, value in values(optimizer).items() if "grad_ema_start" not in name}
+    assert_same_bits(values(later), counted)

@@ -20,6 +20,7 @@ CASES = [
     "a_step_in_backward_refuses_ddp",
     "a_step_in_backward_of_shards_is_the_ordinary_one",
     "zero_redundancy_optimizer",
+    "zero_redundancy_optimizer_keeps_masks",
     "clipping_is_clip_grad_norm_and_a_step_of_one_process",
     "clipping_trains_like_one_process",
     "the_norm_counts_every_element_once",
@@ -31,6 +32,9 @@ CASES = [
     "a_full_state_dict_fits_one_process",
     "a_full_state_dict_is_spread_over_two",
     "torch_goes_on_from_an_export_of_shards",
+    "masks_come_with_a_full_state_dict",
+    "flattened_states_go_through_a_file",
+    "states_made_by_torch_count_no_step",
     "save",
 ]
 

@@ -32,15 +32,16 @@ def test_names_and_parameters_mean_the_same() -> None:
 
 @pytest.mark.parametrize("mode", mask.MODES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_checkpoint_holds_a_bool_mask_and_goes_on_bit_for_bit(dtype, mode) -> None:
+def test_a_checkpoint_holds_a_mask_and_goes_on_bit_for_bit(dtype, mode) -> None:
     params = [made([33, 5], dtype), made([40], dtype)]
     optimizer = GrokAdamW(params, state_dtype=torch.bfloat16, **OPTIONS)
     set_grad(params[0], 1, special=False)
     optimizer.step()
     optimizer.set_mask(params[0], some(params[0]), mode)
     saved = through_a_file(optimizer.state_dict())
-    assert torch.equal(saved["state"][0]["mask"], some(params[0]))
-    assert saved["state"][0]["mask_mode"] == mode
+    assert all(isinstance(value, torch.Tensor) for value in saved["state"][0].values())
+    codes = torch.where(some(params[0]), 1, {"zero": 2, "freeze": 3}[mode])
+    assert torch.equal(saved["state"][0]["mask"], codes.to(torch.uint8))
     copies = [param.detach().contiguous().requires_grad_() for param in params]  # in another memory order
     resumed = GrokAdamW(copies)
     resumed.load_state_dict(saved)
@@ -55,6 +56,18 @@ def test_a_checkpoint_holds_a_bool_mask_and_goes_on_bit_for_bit(dtype, mode) -> 
         assert differing_bits(copies[0].detach(), params[0].detach()) == 0
     assert differing_bits(copies[1].detach(), params[1].detach()) == 0
     assert torch.equal(resumed.masks()[copies[0]], some(params[0]))
+
+
+@pytest.mark.parametrize("mode", mask.MODES)
+def test_a_mask_of_an_older_checkpoint_is_taken(mode) -> None:
+    optimizer = GrokAdamW([param := made([7, 9])], **OPTIONS)
+    optimizer.set_mask(param, some(param), mode)
+    saved = through_a_file(optimizer.state_dict())
+    saved["state"][0] |= {"mask": some(param), "mask_mode": mode}
+    resumed = GrokAdamW([other := made([7, 9])])
+    resumed.load_state_dict(through_a_file(saved))
+    assert (resumed.state[other]["mask"].mode, "mask_mode" in resumed.state[other]) == (mode, False)
+    assert torch.equal(resumed.masks()[other], some(param))
 
 
 def test_a_mask_may_be_saved_before_the_first_step() -> None:
@@ -75,7 +88,9 @@ def test_a_state_dict_without_masks_takes_them_away_and_one_that_is_wrong_is_ref
     optimizer.set_mask(param, some(param))
     saved = through_a_file(optimizer.state_dict())
     for spoilt, message in (
-        ({"mask": saved["state"][0]["mask"]}, "mode of a mask must be one of .* got None"),
+        ({"mask": some(param)}, "mode of a mask must be one of .* got None"),
+        ({"mask": torch.zeros(7, 9, dtype=torch.uint8)}, "holds 0, as where none was read.*LoadPlanner"),
+        ({"mask": saved["state"][0]["mask"] + 1}, r"must hold 1 and one of .*, got \[2, 3\]"),
         ({"mask_mode": "zero"}, "must be a bool tensor"),
         ({"mask": torch.ones(7, 9), "mask_mode": "zero"}, "must be a bool tensor.* got torch.float32"),
         ({"mask": torch.ones(9, 7, dtype=torch.bool), "mask_mode": "zero"}, "must have its shape"),
@@ -94,15 +109,14 @@ def test_a_mask_that_got_lost_on_the_way_is_missed() -> None:
         optimizer.set_mask(param, some(param))
     saved = through_a_file(optimizer.state_dict())
     assert [group["masks"] for group in saved["param_groups"]] == [2, 0]
-    for key in "mask", "mask_mode":
-        del saved["state"][1][key]
+    del saved["state"][1]["mask"]
     with pytest.raises(ValueError, match="saved with 2 masks, of which 1 came"):
         optimizer.load_state_dict(saved)
     assert len(optimizer.masks()) == 2
     saved["param_groups"][0]["masks"] = 1  # on purpose
     optimizer.load_state_dict(saved)
     assert list(optimizer.masks()) == params[:1]
-    assert [group["masks"] for group in optimizer.param_groups] == [1, 0]
+    assert [group["masks"] for group in optimizer.state_dict()["param_groups"]] == [1, 0]
 
 
 def test_a_mask_is_refused_where_its_parameters_states_cannot_be_made() -> None:

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from grokfused.state.arrays import there
-from grokfused.state.checkpoint import MASK, note_masks
 from grokfused.state.prepare import check_state, prepare_state
+from grokfused.state.saved_form import MASK, kept_of
 from grokfused.state.storage import check_has_values, check_param
-from grokfused.step.mask import check_mask, check_mode, pack, unpack, zero_left_out
+from grokfused.step.mask import check_mask, check_mode, pack, zero_left_out
 from grokfused.step.members import param_names
 from grokfused.step.options import check_options, refuse_incomplete
 
@@ -64,20 +64,19 @@ class Masking:
         for param, mask in found.items():
             state = self.state[param]
             state["mask"] = pack(mask, param, mode)
-            # All states, before the first step too: a mask alone is what a checkpoint looks like of which
-            # torch.distributed.checkpoint had no place for the rest.
-            prepare_state(param, state, groups[param])
+            if not there(state):
+                # All states, before the first step too: a mask alone is what a checkpoint looks like of which
+                # torch.distributed.checkpoint had no place for the rest.
+                prepare_state(param, state, groups[param])
             if mode == "zero":
                 zero_left_out(mask, [param, *(state[array.name] for array in there(state))])
-        note_masks(self.param_groups, self.state)
 
     def masks(self) -> dict[Tensor, Tensor]:
         """Returns the masks: parameter -> bool tensor of its shape, True where an element is kept."""
         states = {
             param: self.state.get(param, {}) for group in self.param_groups for param in group["params"]
         }
-        masks = {param: state["mask"] for param, state in states.items() if "mask" in state}
-        return {p: mask if isinstance(mask, Tensor) else unpack(mask, p) for p, mask in masks.items()}
+        return {param: kept_of(state, param) for param, state in states.items() if "mask" in state}
 
     def remove_mask(self, param: Tensor | str) -> None:
         """Lets all elements of a parameter take the step again, from the values and states they have.
@@ -90,7 +89,6 @@ class Masking:
             raise ValueError(f"{name} has no mask")
         for key in MASK:
             self.state[owned].pop(key, None)
-        note_masks(self.param_groups, self.state)
 
     def _owned(self, key: object) -> tuple[Tensor, str]:
         """Returns the parameter that is meant, and how messages call it."""

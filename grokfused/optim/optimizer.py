@@ -18,7 +18,8 @@ from grokfused.optim.compiled import compiled_step
 from grokfused.optim.groups import checked_group
 from grokfused.optim.in_backward import StepInBackward
 from grokfused.optim.masking import Masking
-from grokfused.state.checkpoint import TORCH_OPTIONS, for_torch, note_masks
+from grokfused.state.for_torch import TORCH_OPTIONS, for_torch
+from grokfused.state.saved_form import make_place
 from grokfused.state.state_dict import load, saved
 from grokfused.step.clipping import given_scale
 from grokfused.step.members import with_grads
@@ -194,12 +195,15 @@ class GrokAdam(Masking, Optimizer):
             return
         group = checked_group(param_group, self.param_groups, self.defaults)
         super().add_param_group(group)
-        note_masks([group], self.state)
+        make_place([group])
         param_group.update(group)
         self.param_groups[-1] = param_group
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes one step on every parameter that has a gradient.
+
+        A first step with a learning rate of 0 and gradients of zeros for all parameters makes the states, and
+        is not counted: torch.distributed.checkpoint takes it to have them made.
 
         Args:
             closure: Re-evaluates the model and returns the loss. (default: None)
@@ -233,7 +237,12 @@ class GrokAdam(Masking, Optimizer):
 
     @_disable_dynamo
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state as torch.optim does; a mask is a bool tensor of its parameter's shape."""
+        """Returns the state as torch.optim does, in tensors only.
+
+        A mask is a uint8 tensor of its parameter's shape: 1 where an element takes the step; where it is left
+        out, 2 in mode "zero", 3 in mode "freeze". ``grad_ema`` is left out where it was turned on late and an
+        overflow has cancelled its first step: it is made anew.
+        """
         return saved(self)
 
     def torch_state_dict(self) -> dict[str, Any]:
@@ -280,7 +289,7 @@ class GrokAdam(Masking, Optimizer):
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
-        note_masks(self.param_groups, self.state)  # pickled before groups told of them
+        make_place(self.param_groups)  # pickled before groups had one
 
 
 @cache

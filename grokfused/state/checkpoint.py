@@ -1,18 +1,18 @@
-"""What is saved and loaded: states keep dtype and memory order, masks are bool tensors, and a state dict of
-another model is refused.
-"""
+"""What is loaded: states keep dtype and memory order, and a state dict of another model is refused."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from grokfused.state.arrays import MOMENTS, NAMES, ROUNDED_DTYPES, Array, there
-from grokfused.state.prepare import check_state, wrong_step
+from grokfused.state.for_torch import ADAM_OPTIONS
+from grokfused.state.prepare import wrong_step
+from grokfused.state.saved_form import MASK, MASKS, check_mask_of, masks_of, take_mask, there_in
 from grokfused.state.sharding import unlike
 from grokfused.state.storage import (
     OWN_STATES,
@@ -23,58 +23,12 @@ from grokfused.state.storage import (
     widens,
 )
 from grokfused.step.clipping import max_norm_of
-from grokfused.step.mask import PackedMask, check_mask, check_mode, pack, unpack, zero_left_out
-from grokfused.step.members import param_names
+from grokfused.step.grad_filter import START, is_pending
+from grokfused.step.mask import NO_PLACE, zero_left_out
 from grokfused.step.options import check_options
 
 TO_RESHARD = "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict spreads a state dict anew"
-NO_PLACE = (
-    "torch.distributed.checkpoint reads only what the loading optimizer has a place for: "
-    "load with planner=grokfused.dcp.LoadPlanner()"
-)
 GIVE = "give what an optimizer's state_dict() has returned"
-MASK = {"mask", "mask_mode"}  # of a saved state
-MASKS = "masks"  # of a saved group: how many of its parameters have one
-# The options of torch.optim.Adam and AdamW that are ours too; `decoupled_weight_decay` tells the two apart.
-ADAM_OPTIONS = ("lr", "betas", "eps", "weight_decay", "amsgrad")
-TORCH_OPTIONS = (
-    *(*ADAM_OPTIONS, "maximize"),
-    *("foreach", "fused", "capturable", "differentiable"),
-)
-
-
-def with_bool_masks(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Returns the state dict with each packed mask as a bool tensor ``mask`` and its ``mask_mode``.
-
-    So a checkpoint can be read, cut and merged like any other state of the parameter's shape. Each group
-    tells how many ``masks`` it has, so that none is lost unnoticed on the way; see ``note_masks``.
-
-    Args:
-        groups: The optimizer's parameter groups.
-        state_dict: Its state dict, in which parameters have numbers.
-    """
-    states = dict(state_dict["state"])
-    for key, param in enumerate(param for group in groups for param in group["params"]):
-        state = states.get(key)
-        if isinstance(state, dict) and isinstance(mask := state.get("mask"), PackedMask):
-            states[key] = {**state, "mask": unpack(mask, param), "mask_mode": mask.mode}
-    saved_groups = [{**group, MASKS: _masks_of(group, states)} for group in state_dict["param_groups"]]
-    return {**state_dict, "state": states, "param_groups": saved_groups}
-
-
-def note_masks(groups: Iterable[dict[str, Any]], states: Mapping[Any, Any]) -> None:
-    """Notes in each live group how many of its parameters have a mask.
-
-    What is saved is counted anew. The note is a place: torch.distributed.checkpoint and
-    ``torch.optim._stateless`` know only the keys that live groups have.
-    """
-    for group in groups:
-        group[MASKS] = _masks_of(group, states)
-
-
-def _masks_of(saved_group: Mapping[str, Any], states: Mapping[Any, Mapping[str, Any]]) -> int:
-    found = [states.get(key) for key in {*saved_group["params"]}]
-    return sum(isinstance(state, dict) and "mask" in state for state in found)
 
 
 def check_parts(state_dict: object) -> None:
@@ -143,13 +97,21 @@ def _check_group(saved_group: Mapping[str, Any], options: dict[str, Any], name: 
 
 
 def _check_masks(saved_group: Mapping[str, Any], states: Mapping[Any, Mapping[str, Any]], name: str) -> None:
-    count = _masks_of(saved_group, states)
-    wanted = saved_group.get(MASKS, count)
+    count, wanted = masks_of(saved_group, states), saved_group.get(MASKS)
+    if wanted is None:  # not counted
+        return
     if isinstance(wanted, bool) or not isinstance(wanted, int):
         found = type(wanted).__name__
         raise ValueError(f"{name}[{MASKS!r}] must be the number of masks in it, got {found}: {GIVE}")
-    if count != wanted:
+    if count < wanted:
         raise ValueError(f"{name} was saved with {wanted} masks, of which {count} came: {NO_PLACE}")
+    if count > wanted:
+        warnings.warn(
+            f"{name} was saved with {wanted} masks, and {count} came: with full_state_dict, "
+            "torch.distributed.checkpoint keeps those that the loading optimizer has (remove_mask before "
+            "loading takes them away); or they were set under a ZeroRedundancyOptimizer after loading",
+            stacklevel=5,
+        )
 
 
 def saved_states(
@@ -179,6 +141,7 @@ def saved_states(
         )
     _check_numbers(groups, saved_groups)
     _check_keys(saved_groups, states)
+    states = {key: there_in(state) if isinstance(state, dict) else state for key, state in states.items()}
     found = []
     every_option = [{**defaults, **saved_group} for saved_group in saved_groups]
     for number, (group, saved_group) in enumerate(zip(groups, saved_groups, strict=True)):
@@ -199,15 +162,14 @@ def _check_state(param: Tensor, state: Mapping[str, Any], dtype: torch.dtype, na
             raise ValueError(f"{name}[{key!r}] is on the meta device and has no values: load them first")
     if MASK & set(state):
         try:
-            check_mask(state.get("mask"), param, f"{name}'s parameter", any_device=True)
-            check_mode(state.get("mask_mode"))
+            check_mask_of(state, param, f"{name}'s parameter", any_device=True)
         except TypeError as error:
             raise ValueError(str(error)) from error
     missing = {"step", *MOMENTS} - set(state)
     if missing:
-        why = NO_PLACE if set(state) >= MASK else "it is not the state of an Adam or AdamW"
+        why = NO_PLACE if "mask" in state else "it is not the state of an Adam or AdamW"
         raise ValueError(f"{name} lacks {sorted(missing)}: {why}")
-    for key in ("step", "grad_ema_start"):
+    for key in ("step", START):
         if wrong := wrong_step(state.get(key, 0)):
             raise ValueError(f"{name}[{key!r}] {wrong}")
     for array in there(state):
@@ -249,7 +211,7 @@ def owned_state(param: Tensor, dtype: torch.dtype, saved: Mapping[str, Any]) -> 
 
     What others have put there comes along, its tensors on the device of the parameter.
     """
-    own = {"step", "grad_ema_start", *MASK, *NAMES}
+    own = {"step", START, *MASK, *NAMES}
     state = {key: value if key in own else _moved(value, param.device) for key, value in saved.items()}
     for array in there(saved):
         if array.like_param and saved[array.name].dtype != param.dtype:
@@ -257,11 +219,12 @@ def owned_state(param: Tensor, dtype: torch.dtype, saved: Mapping[str, Any]) -> 
         else:
             kind = param.dtype if array.like_param else dtype
             state[array.name] = state_like(param, kind, saved[array.name], array.planes)
-    if "mask" in state:
-        mask, mode = state["mask"].to(param.device), state.pop("mask_mode")
-        state["mask"] = pack(mask, param, mode)
-        if mode == "zero":
-            zero_left_out(mask, [state[array.name] for array in there(state)])
+    kept = take_mask(state, param)
+    if kept is not None:
+        zero_left_out(kept, [state[array.name] for array in there(state)])
+    if START in state:  # of an older version
+        start = float(state.pop(START))
+        state |= {START: start} if is_pending({**state, START: start}) else {}
     state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu")
     return state
 
@@ -272,38 +235,3 @@ def _moved(value: Any, device: torch.device) -> Any:
     if type(value) is dict:
         return {key: _moved(each, device) for key, each in value.items()}
     return type(value)(_moved(each, device) for each in value) if type(value) in (list, tuple) else value
-
-
-def for_torch(optimizer: Any) -> dict[str, Any]:
-    """Returns the state dict of torch.optim.Adam or AdamW; see ``GrokAdam.torch_state_dict``.
-
-    What is in a group beside our options (a scheduler's ``initial_lr``, ``param_names``) is kept.
-    """
-    names = param_names(optimizer.param_groups)
-    owned = [param for group in optimizer.param_groups for param in group["params"]]
-    numbers = {param: number for number, param in enumerate(owned)}
-    left_out = {"params", MASKS, *optimizer.defaults} - set(TORCH_OPTIONS)
-    state_dict: dict[str, Any] = {"state": {}, "param_groups": []}
-    for group in optimizer.param_groups:
-        options = {name: copy.deepcopy(value) for name, value in group.items() if name not in left_out}
-        members = [numbers[param] for param in group["params"]]
-        options |= {"decoupled_weight_decay": optimizer.decay == "decoupled", "params": members}
-        state_dict["param_groups"].append(options)
-        for param in dict.fromkeys(group["params"]):
-            state = optimizer.state.get(param)
-            if state and "mask" in state:
-                raise ValueError(
-                    f"{names[param]} has a mask, which torch.optim would not keep to: "
-                    "note masks() and call remove_mask first"
-                )
-            if state:
-                check_state(param, state, names[param])
-                state_dict["state"][numbers[param]] = _state_for_torch(param, state, group["amsgrad"])
-    return state_dict
-
-
-def _state_for_torch(param: Tensor, state: Mapping[str, Any], amsgrad: bool) -> dict[str, Tensor]:
-    arrays = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if amsgrad else ()))
-    moments = {key: state_like(param, state_dtype_for(param, "float32"), state.get(key)) for key in arrays}
-    step = torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu")
-    return {"step": step, **moments}

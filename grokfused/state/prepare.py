@@ -14,6 +14,7 @@ from torch import Tensor
 
 from grokfused import backends
 from grokfused.state.arrays import ARRAYS, MOMENTS, ROUNDED_DTYPES, there, used
+from grokfused.state.saved_form import check_mask_of, take_mask
 from grokfused.state.sharding import is_spread_at_sight, local, sharded_like, unlike
 from grokfused.state.storage import (
     OWN_STATES,
@@ -30,7 +31,7 @@ from grokfused.state.storage import (
     widens,
 )
 from grokfused.step.grad_filter import FILTERS, note_start
-from grokfused.step.mask import check_mask, check_mode, check_packed, cleared, fitting, pack
+from grokfused.step.mask import check_packed, cleared, fitting
 from grokfused.step.options import check_choices
 
 Group = Mapping[str, Any]
@@ -86,8 +87,7 @@ def check_state(param: Tensor, state: Mapping[str, Any], name: object) -> None:
         if key not in state:
             raise RuntimeError(f"the state of {name} has lost {key!r}: restore it, or clear the state")
     if isinstance(state.get("mask"), Tensor):  # as saved, put in by hand
-        check_mask(state["mask"], param, name)
-        check_mode(state.get("mask_mode"))
+        check_mask_of(state, param, name)
     elif "mask" in state:
         check_packed(state["mask"], param, name)
     wrong = wrong_step(state.get("step", 0))
@@ -145,8 +145,7 @@ def prepare_state(param: Tensor, state: State, group: Group) -> None:
         else:
             value = state[array.name] if array.like_param else state[array.name].to(dtype)
             state[array.name] = _lying_like(param, value, array.planes)
-    if isinstance(state.get("mask"), Tensor):
-        state["mask"] = pack(state["mask"], param, state.pop("mask_mode"))
+    take_mask(state, param)
     if "mask" in state:
         arrays = [state[array.name] for array in needed]
         state["mask"] = cleared(fitting(state["mask"], param), arrays)

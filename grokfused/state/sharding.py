@@ -81,6 +81,14 @@ def sharded_like(like: Tensor, shard: Tensor, planes: int = 1) -> Tensor:
     return spread
 
 
+def part_of(like: Tensor, whole: Tensor) -> Tensor:
+    """Returns the DTensor, laid out as ``like``, of a tensor that each process has whole."""
+    from torch.distributed.tensor import distribute_tensor
+
+    spec = spec_of(like)
+    return distribute_tensor(whole.to(like.device), spec.mesh, spec.placements, src_data_rank=None)
+
+
 def spec_of(tensor: Tensor) -> Any:
     """Returns over which processes a DTensor is spread, and how; None for another tensor."""
     return tensor._spec if is_sharded(tensor) else None  # type: ignore[attr-defined]

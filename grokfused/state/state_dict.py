@@ -13,14 +13,15 @@ from typing import Any
 
 from torch import Tensor
 
-from grokfused.state.checkpoint import check_parts, note_masks, owned_state, saved_states, with_bool_masks
+from grokfused.state.checkpoint import check_parts, owned_state, saved_states
+from grokfused.state.saved_form import as_saved, make_place
 
 
 def saved(optimizer: Any) -> dict[str, Any]:
-    """Returns the state dict of an optimizer, in which each mask is a bool tensor."""
+    """Returns the state dict of an optimizer, in which states hold tensors only."""
     for hook in list(optimizer._optimizer_state_dict_pre_hooks.values()):
         hook(optimizer)
-    found = with_bool_masks(optimizer.param_groups, _packed(optimizer))
+    found = as_saved(optimizer.param_groups, _packed(optimizer))
     for hook in list(optimizer._optimizer_state_dict_post_hooks.values()):
         changed = hook(optimizer, found)
         found = found if changed is None else changed
@@ -61,7 +62,7 @@ def load(optimizer: Any, state_dict: Mapping[str, Any]) -> None:
     # In one go: a learning rate that is one tensor in all groups stays one.
     options = copy.deepcopy(given["param_groups"])
     groups = [_loaded(*pair) for pair in zip(optimizer.param_groups, options, strict=True)]
-    note_masks(groups, state)
+    make_place(groups)
     optimizer.__setstate__({"state": state, "param_groups": groups})
     for hook in list(optimizer._optimizer_load_state_dict_post_hooks.values()):
         hook(optimizer)

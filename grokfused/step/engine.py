@@ -19,7 +19,7 @@ from grokfused.state.prepare import check_place, place_counter, prepare_state
 from grokfused.state.sharding import is_sharded, local
 from grokfused.state.storage import fitting_grad
 from grokfused.step import device_scalars
-from grokfused.step.clipping import GradScale, clipped, max_norm_of
+from grokfused.step.clipping import GradScale, clipped, max_norm_of, total_norm
 from grokfused.step.members import Groups, Members
 from grokfused.step.options import check_options, refuse_incomplete
 from grokfused.step.policy import Policy, policies_of
@@ -60,6 +60,7 @@ class Step:
         scaled = bool(scale) or max_norm is not None
         self._policies, self._policy_of = policies_of(members.groups, members.owner.decay, scaled)
         self._fitted: Mapping[int, Tensor] | None = None
+        self._only_makes_states = False
         self._walk = self._walked(members, None)
         if self._walk.unfit:
             self._fitted = self._prepared(self._walk.unfit)
@@ -74,6 +75,8 @@ class Step:
 
     def run(self) -> None:
         """Takes the step. Parameters that share memory are stepped one after the other, in their order."""
+        if self._only_makes_states:
+            return
         if self._is_one:
             self._run(self._members, self._walk, *self._buckets)
             return
@@ -110,6 +113,7 @@ class Step:
             state = members.owner.state.get(members.keys[place], {})
             group = members.groups[members.group_of[place]]
             check_place(members.params[place], members.grads[place], state, group, members.name(place))
+        self._only_makes_states = _is_for_states(members)
         fitted = {}
         for place in unfit:
             param, number = members.params[place], members.group_of[place]
@@ -168,6 +172,19 @@ def _table(groups: Groups, walk: Any, bucket: int, param: Tensor) -> Tensor:
     steps = walk.lists(bucket)["step"]
     real = real_dtype(param.dtype)
     return device_scalars.table(groups, walk.groups(bucket), walk.starts(bucket), steps, param.device, real)
+
+
+def _is_for_states(members: Members) -> bool:
+    """True for a step that is taken to have the states made, as torch.distributed.checkpoint takes it.
+
+    It is the first one, with a learning rate of 0, and gradients of zeros for all that requires one. Counted,
+    it would be the one whose gradient the slow gradient starts as.
+    """
+    owner = members.owner
+    if owner.state or any(float(group["lr"]) for group in members.groups):
+        return False
+    required = sum(param.requires_grad for group in owner.param_groups for param in group["params"])
+    return len(members.params) >= required and not total_norm(members.grads).item()
 
 
 def _run_lists(

@@ -21,6 +21,7 @@ class Filter(NamedTuple):
 
 FILTERS = {"ema": Filter(states={"grad_ema": 1}, starts=True), "none": Filter()}
 INITS = ("first", "zero")
+START = "grad_ema_start"  # of a live state: after how many steps the filter's memory was created
 
 
 def starts(options: Mapping[str, Any]) -> bool:
@@ -37,9 +38,14 @@ def note_start(state: dict[str, Any]) -> None:
     """
     step = float(state["step"])
     if step:
-        state["grad_ema_start"] = step
+        state[START] = step
 
 
 def first_filtered_step(state: Mapping[str, Any]) -> float:
     """Returns the step in which the memory starts as the gradient itself, where it does so."""
-    return float(state.get("grad_ema_start", 0.0)) + 1.0
+    return float(state.get(START, 0.0)) + 1.0
+
+
+def is_pending(state: Mapping[str, Any]) -> bool:
+    """True where the memory was created late and no step has reached it yet: it holds nothing."""
+    return START in state and float(state.get("step", 0)) <= float(state[START])

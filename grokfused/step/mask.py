@@ -20,6 +20,14 @@ from grokfused.state.storage import address
 
 # What becomes of the elements left out: they are 0, or stay as they are. A mode's place is its number.
 MODES = ("zero", "freeze")
+# What a saved mask says of an element: it takes the step, or is left out by a mode. Nothing is 0: so a place
+# into which no mask was read is known, and one into which a bool mask was.
+KEPT = 1
+CODES = {"zero": 2, "freeze": 3}
+NO_PLACE = (
+    "torch.distributed.checkpoint reads only what the loading optimizer has a place for: load with "
+    "planner=grokfused.dcp.LoadPlanner(), or set any masks on those parameters before"
+)
 
 
 class PackedMask(NamedTuple):
@@ -77,12 +85,42 @@ def fitting(packed: PackedMask, param: Tensor) -> PackedMask:
     return pack(_unpacked(packed), param, packed.mode)
 
 
-def check_mask(mask: object, param: Tensor, name: object, *, any_device: bool = False) -> None:
+def coded(packed: PackedMask, param: Tensor) -> Tensor:
+    """Returns a packed mask as it is saved: uint8, ``KEPT`` or its mode's code; of a DTensor, a DTensor."""
+    kept = _unpacked(packed)
+    return sharded_like(
+        param, torch.full_like(kept, CODES[packed.mode], dtype=torch.uint8).masked_fill_(kept, KEPT)
+    )
+
+
+def decoded(mask: Tensor) -> tuple[Tensor, str]:
+    """Returns the mask, as bool, and the mode of one that was saved; of a DTensor, this process's shard.
+
+    Where nothing is left out the mode says nothing, and is "zero".
+    """
+    codes = local(mask)
+    return codes == KEPT, "freeze" if (codes == CODES["freeze"]).any() else "zero"
+
+
+def check_codes(mask: Tensor, name: object) -> None:
+    """Raises ValueError where a saved mask holds other codes than those of one mode."""
+    found = set(local(mask).unique().tolist())
+    if 0 in found:
+        raise ValueError(
+            f"the mask of {name} holds 0, as where none was read, or one of an older checkpoint: {NO_PLACE}"
+        )
+    if not any(found <= {KEPT, code} for code in CODES.values()):
+        raise ValueError(f"the mask of {name} must hold {KEPT} and one of {CODES}, got {sorted(found)}")
+
+
+def check_mask(
+    mask: object, param: Tensor, name: object, *, any_device: bool = False, dtype: torch.dtype = torch.bool
+) -> None:
     """Raises TypeError or ValueError where a mask does not fit the parameter called ``name``."""
     if not isinstance(mask, Tensor):
         instead = "; remove_mask takes a mask off" if mask is None else ""
         raise TypeError(f"the mask of {name} must be a bool tensor, got {type(mask).__name__}{instead}")
-    if mask.dtype is not torch.bool:
+    if mask.dtype is not dtype:
         raise TypeError(
             f"the mask of {name} must be a bool tensor, True where an element is kept, got {mask.dtype}"
         )
