@@ -95,7 +95,7 @@ PYBIND11_MODULE(_C, module) {
       .def_readonly("unfit", &Walk::unfit)
       .def_readonly("keys", &Walk::keys)
       .def_property_readonly("sharded", &Walk::sharded)
-      .def_property_readonly("apart", [](const Walk& walk) { return walk.shared.apart; })
+      .def_property_readonly("begins", [](const Walk& walk) { return walk.shared.begins; })
       .def_property_readonly("itself", [](const Walk& walk) { return walk.shared.itself; })
       .def_property_readonly("kinds", &kinds)
       .def("rows", [](const Walk& walk, size_t bucket) { return walk.buckets.at(bucket).rows(); })

@@ -16,15 +16,18 @@ struct Extent {
 };
 
 struct Sharing {
-  size_t apart;                  // so many places, from the first on, share nothing that one of them writes
+  // Places from each of which on none shares what is written with one since the last of these: the parts of a
+  // step that are taken one after the other. Empty where nothing is shared.
+  std::vector<size_t> begins;
   std::optional<size_t> itself;  // a place of which two tensors share what is written
 };
 
 inline Sharing sharing(std::vector<Extent>& extents, size_t places) {
   std::sort(extents.begin(), extents.end(),
             [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
-  Sharing found{places, std::nullopt};
-  std::vector<Extent> open;  // those that reach beyond the beginning of the next one: mostly one
+  Sharing found;
+  std::vector<size_t> after;  // place -> 1 + the last one before it that it shares with, or 0; empty: all 0
+  std::vector<Extent> open;   // those that reach beyond the beginning of the next one: mostly one
   for (const Extent& extent : extents) {
     size_t still = 0;
     for (const Extent& other : open) {
@@ -32,11 +35,15 @@ inline Sharing sharing(std::vector<Extent>& extents, size_t places) {
       open[still++] = other;
       if (!other.written && !extent.written) continue;
       if (other.place == extent.place) found.itself = extent.place;
-      found.apart = std::min(found.apart, size_t{std::max(other.place, extent.place)});
+      const auto [first, last] = std::minmax(other.place, extent.place);
+      after.resize(places);
+      if (first != last) after[last] = std::max(after[last], size_t{first} + 1);
     }
     open.resize(still);
     open.push_back(extent);
   }
+  for (size_t t = 0, begin = 0; t < after.size(); ++t)
+    if (after[t] > begin) found.begins.push_back(begin = t);
   return found;
 }
 

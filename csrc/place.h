@@ -113,7 +113,7 @@ class PlaceReader {
 
   bool look_at_state(py::object& held, const Param& param, int planes, DLTensor& state) {
     py::object spec;
-    if (!read(held, state, spec)) return false;
+    if (!read(held, state, spec) || table_.read.is_unresolved(held.ptr())) return false;
     if (planes == 1) return spread_alike(spec, param.spec) && lies_like(state, param);
     const bool are_planes = state.ndim == param.tensor.ndim + 1 && state.shape[0] == planes &&
                             (param.size == 0 || state.strides[0] == element_count(param.tensor.sizes()));

@@ -240,6 +240,7 @@ class Walk {
     DLTensor step;
     py::object spec;
     if (!reader_.read(place.step, step, spec) || element_count(step.sizes()) != 1) return false;
+    if (table_.read.is_unresolved(place.step.ptr())) return false;
     const int32_t device = param.tensor.device_type;
     const bool can = std::count(numbering_.begin(), numbering_.end(), device) != 0;
     const bool by_device = can && (policy.device_numbers || step.device_type != kCpu);

@@ -58,14 +58,15 @@ def _traceable(name: str) -> tuple[int, ...] | None:
 
     Returns:
         Which ``op.rate`` is a tensor; or None where the graph must break: for DTensors, which the compiler
-        would take apart, and where ``keeps_back`` says so.
+        would take apart; for complex parameters, of which Inductor (torch 2.13) makes no graph; and where
+        ``keeps_back`` says so.
     """
     optimizer = op.optimizers[name]
     groups = optimizer.param_groups
     refuse_incomplete(groups, optimizer.defaults)
     setattr(op.traced_groups, name, groups)
     params = [param for group in groups for param in group["params"]]
-    if any(map(is_sharded, params)) or keeps_back(optimizer):
+    if any(is_sharded(param) or param.is_complex() for param in params) or keeps_back(optimizer):
         return None
     guard_identity(params)
     return op.tensor_rates(groups)

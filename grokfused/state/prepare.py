@@ -60,6 +60,7 @@ def check_place(param: Tensor, grad: Tensor, state: State, group: Group, name: o
     check_state(param, state, name)
     backends.choose(group["backend"], kind_of(param))
     check_grad(param, grad, name)
+    check_memory(grad, name, "the gradient of ")
 
 
 def wrong_step(step: object) -> str | None:
@@ -125,7 +126,8 @@ def prepare_state(param: Tensor, state: State, group: Group) -> None:
 
     Those of a first step in inference mode are ordinary tensors too, which may be written outside of it.
     """
-    if not isinstance(state.get("step"), Tensor):
+    step = state.get("step")
+    if not isinstance(step, Tensor) or step.layout is not torch.strided or is_unresolved(step):
         # On the CPU and of this dtype, whatever default someone has set.
         state["step"] = torch.tensor(float(state.get("step", 0)), dtype=torch.float32, device="cpu")
     dtype = state_dtype_for(param, group["state_dtype"])

@@ -126,7 +126,7 @@ def address(tensor: Tensor) -> int:
     return 0 if hasattr(tensor, "fake_mode") else tensor.data_ptr()
 
 
-def check_memory(tensor: Tensor, name: object) -> None:
+def check_memory(tensor: Tensor, name: object, which: str = "") -> None:
     """Raises RuntimeError for a tensor of which this process holds no elements to read."""
     shard = local(tensor)
     try:
@@ -135,7 +135,7 @@ def check_memory(tensor: Tensor, name: object) -> None:
         there = False
     if not there:
         raise RuntimeError(
-            f"{name} has no memory: its storage was freed, or it only stands for other tensors"
+            f"{which}{name} has no memory: its storage was freed, or it only stands for other tensors"
         )
 
 
@@ -147,7 +147,9 @@ def fitting_grad(param: Tensor, grad: Tensor) -> Tensor:
     grad, param = gathered_grad(param, grad), local(param)
     if grad._is_zerotensor():  # torch's promise of zeros, without memory of its own
         return torch.zeros_like(param)
-    if not is_unresolved(grad) and (same_order(param, grad) or not is_dense(param)):
+    # As after p.grad = p.data: the step would write what it has yet to read.
+    is_written = grad.untyped_storage().data_ptr() == param.untyped_storage().data_ptr()
+    if not (is_written or is_unresolved(grad)) and (same_order(param, grad) or not is_dense(param)):
         return grad
     return torch.empty_like(param).copy_(grad)
 

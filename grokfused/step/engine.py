@@ -7,6 +7,7 @@ then each bucket is given to its backend.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,11 +63,11 @@ class Step:
         self._fitted: Mapping[int, Tensor] | None = None
         self._only_makes_states = False
         self._walk = self._walked(members, None)
-        if self._walk.unfit:
-            self._fitted = self._prepared(self._walk.unfit)
+        while places := self._to_mend():
+            self._fitted = {**(self._fitted or {}), **self._prepared(places)}
             self._walk = self._walked(members, self._fitted)
-        self._is_one = self._walk.apart == len(members.params)
-        if self._fitted or not self._is_one:
+        self._begins = self._walk.begins
+        if self._fitted or self._walk.itself is not None:
             self._refuse(self._walk, 0)
         self._buckets = self._derived(members, self._walk)
         if max_norm is not None:
@@ -77,25 +78,30 @@ class Step:
         """Takes the step. Parameters that share memory are stepped one after the other, in their order."""
         if self._only_makes_states:
             return
-        if self._is_one:
+        if not self._begins:
             self._run(self._members, self._walk, *self._buckets)
             return
-        members, begin, count = self._members, 0, len(self._members.params)
-        while begin < count:
-            rest = self._walked(members.part(begin, count), self._fitted_from(begin))
-            if rest.unfit:  # the part before has written: a backend of Python's counts as anyone's writing
-                mended = self._prepared([begin + place for place in rest.unfit])
-                self._fitted = {**(self._fitted or {}), **mended}
-                rest = self._walked(members.part(begin, count), self._fitted_from(begin))
-            end = begin + rest.apart
+        members = self._members
+        for begin, end in itertools.pairwise([0, *self._begins, len(members.params)]):
             part = members.part(begin, end)
-            walk = self._walked(part, self._fitted_from(begin))
+            walk = self._walked(part, self._fitted_between(begin, end))
+            if walk.unfit:  # the part before has written: a backend of Python's counts as anyone's writing
+                mended = self._prepared([begin + place for place in walk.unfit])
+                self._fitted = {**(self._fitted or {}), **mended}
+                walk = self._walked(part, self._fitted_between(begin, end))
             self._refuse(walk, begin)
             self._run(part, walk, *self._derived(part, walk))
-            begin = end
 
-    def _fitted_from(self, begin: int) -> Mapping[int, Tensor] | None:
-        return self._fitted and {place - begin: grad for place, grad in self._fitted.items()}
+    def _to_mend(self) -> list[int]:
+        """Returns the places that the walk could not take, or that share memory with themselves, but once."""
+        places, fitted, itself = self._walk.unfit, self._fitted or {}, self._walk.itself
+        if itself is not None:
+            places = [*places, itself]
+        return places and [place for place in places if place not in fitted]
+
+    def _fitted_between(self, begin: int, end: int) -> Mapping[int, Tensor] | None:
+        found = self._fitted
+        return found and {place - begin: found[place] for place in range(begin, end) if place in found}
 
     def _walked(self, members: Members, fitted: Mapping[int, Tensor] | None) -> Any:
         table = backends.native_table()
@@ -152,7 +158,7 @@ class Step:
                 device = members.params[place].device if on_device else CPU
                 for name, number in self._scale.items():
                     dtype = real if name == "grad_scale" else torch.float32
-                    scale[name] = number.to(device, dtype).reshape(())
+                    scale[name] = number.to(device, dtype).resolve_neg().reshape(())
             if not on_device and scale and scale.pop("found_inf", NONE).item() != 0:
                 continue
             if backend != "native":

@@ -49,7 +49,7 @@ class Walk:
         self._places: dict[Alike, list[int]] = {}
         self._rows: list[int] = []
         self._starts: list[float] = []
-        self.apart, self.itself = count, None
+        self.begins, self.itself = list[int](), None
         self.sharded = any(map(is_sharded, members.params))
         self._members, self._tensors = members, list[dict[str, Any]]()
         if self.unfit or not fitted:
@@ -57,7 +57,7 @@ class Walk:
         for place in range(count):
             number = members.group_of[place]
             self._sort(place, fitted[place], policies[policy_of[number]], policy_of[number], numbering)
-        self.apart, self.itself = _sharing(self._tensors)
+        self.begins, self.itself = _sharing(self._tensors)
 
     def _sort(
         self,
@@ -124,23 +124,28 @@ class Walk:
         return {**found, "mask": [mask and mask.words for mask in self._masks(bucket)]}
 
 
-def _sharing(tensors: Sequence[Mapping[str, Tensor]]) -> tuple[int, int | None]:
-    """Returns what csrc/overlap.h does: how many places share nothing, and one that shares with itself."""
+def _sharing(tensors: Sequence[Mapping[str, Tensor]]) -> tuple[list[int], int | None]:
+    """Returns what csrc/overlap.h does: where parts of a step begin, and a place that shares with itself."""
     extents = sorted(
         (tensor.data_ptr(), tensor.data_ptr() + _reach(tensor), place, name != "grad")
         for place, named in enumerate(tensors)
         for name, tensor in named.items()
         if tensor.numel()
     )
-    apart, itself, still_open = len(tensors), None, list[tuple[int, int, int, bool]]()
+    after, itself, still_open = [-1] * len(tensors), None, list[tuple[int, int, int, bool]]()
     for extent in extents:
         still_open = [other for other in still_open if other[1] > extent[0]]
         for other in still_open:
             if other[3] or extent[3]:
-                itself = extent[2] if other[2] == extent[2] else itself
-                apart = min(apart, max(other[2], extent[2]))
+                first, last = sorted((other[2], extent[2]))
+                itself = last if first == last else itself
+                after[last] = max(after[last], first if first != last else -1)
         still_open.append(extent)
-    return apart, itself
+    begins = [0]
+    for place, shares in enumerate(after):
+        if shares >= begins[-1]:
+            begins.append(place)
+    return begins[1:], itself
 
 
 def _reach(tensor: Tensor) -> int:
