@@ -24,14 +24,17 @@ GRAD_FILTERS = {"echo": echo, "ema": ema,""",
     "csrc/step/grad_filter.h": {
         "template <class Use>\nvoid with_grad_filter": """struct EchoRing {
   static constexpr StateRow kRow{"echo_ring", false, 2};
-  float echo_ring = 0;
-  static constexpr auto kField = &EchoRing::echo_ring;
+  template <class Real>
+  struct Value {
+    Real echo_ring = 0;
+    static constexpr auto kField = &Value::echo_ring;
+  };
 };
 struct Echo {
   using States = StateRows<EchoRing>;
-  template <class Element>
+  template <class Element, class Scalars>
   static GROK_HD void apply(Element& element, const Scalars& scalars) {
-    const float before = element.echo_ring;
+    const auto before = element.echo_ring;
     element.echo_ring = element.grad;
     element.grad = element.grad + scalars.lamb * before;
   }

@@ -52,7 +52,8 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def test_there_is_a_snippet_for_each_trainer() -> None:
-    assert list(SNIPPETS) == ["Hugging Face", "Accelerate", "Lightning", "Wrappers that share groups"]
+    trainers = ["Hugging Face", "Accelerate", "Lightning", "PEFT", "timm", "Wrappers that share groups"]
+    assert list(SNIPPETS) == trainers
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
@@ -262,6 +263,23 @@ class TestLightning:
         assert same(
             values(self.train(**setting)), values(self.by_hand(torch.float16, scalers[1], clip=False))
         )
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+def test_peft_trains_what_it_has_added_and_no_more() -> None:
+    pytest.importorskip("peft", reason="peft is not installed")
+    found = run("PEFT")
+    adapters = [param for param in found["model"].parameters() if param.requires_grad]
+    assert len(adapters) == 4
+    assert {id(param) for param in found["optimizer"].state} == {id(param) for param in adapters}
+
+
+def test_timm_makes_groups_of_its_own() -> None:
+    pytest.importorskip("timm", reason="timm is not installed")
+    optimizer = run("timm")["optimizer"]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.1]
+    assert [group["alpha"] for group in optimizer.param_groups] == [0.98, 0.98]
+    assert values(optimizer)["0 step"].item() == 1
 
 
 class TestWrappersThatShareGroups:
