@@ -101,8 +101,8 @@ def ran(folder: Path, *command: str, **environment: str) -> str:
 
 COMPARE = """
 import sys
-from grokfused.lab.agreement import cases, compare
-grid = [case for case in cases() if case.grad_filter == "echo"]
+from grokfused.lab.agreement import cases_of, compare
+grid = [case for case in cases_of(sys.argv[1], "cpu") if case.grad_filter == "echo"]
 few = grid if sys.argv[1] == "native" else grid[::9]
 assert len(few) >= 5
 wrong = compare(sys.argv[1], "cpu", few, lambda: None)

@@ -1,7 +1,8 @@
 """The scalars of a step that only the device can number: captured in a graph, or under a loss scale.
 
 Whether a step counts is then known to the device alone (an overflow cancels it), and the host must not
-wait for it. The formulas are those of ``scalars.derive``; here they run on float64 tensors of the device.
+wait for it. The formulas are those of ``scalars.derive``; here they run on float64 tensors of the device. Its
+powers may differ from the host's in the last bit, which float32 does not show; a step in float64 does.
 """
 
 from __future__ import annotations
