@@ -331,3 +331,50 @@ def test_scalars_and_empty_tensors_are_parameters_too(backend) -> None:
     assert differing_bits(scalar.detach().reshape(1), vector.detach()) == 0
     assert optimizer.state[empty]["step"] == 3
     assert optimizer.state[empty]["grad_ema"].shape == (0, 3)
+
+
+# --- what reads otherwise than it lies, and what lies where it is written ---------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_gradient_that_is_the_parameters_own_memory_is_read_before_it_is_written(backend) -> None:
+    found = []
+    for own in (False, True):
+        param = new_param(4, 5)
+        optimizer = GrokAdamW([param], backend=backend, **OPTIONS)
+        for _ in range(3):
+            param.grad = param.data if own else param.data.clone()
+            optimizer.step()
+        found.append(values(optimizer))
+    assert_same_bits(*found)
+
+
+@pytest.mark.parametrize("name", ["exp_avg", "step", "grad_scale"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_negated_when_it_is_read_is_read_so(backend, name) -> None:
+    found = []
+    for negated in (False, True):
+        param = new_param(4, 5)
+        optimizer = GrokAdamW([param], backend=backend, **OPTIONS)
+        train(optimizer, 2)
+        number = torch.tensor(2.0) if name == "grad_scale" else optimizer.state[param][name]
+        number = torch._neg_view(-number) if negated else number
+        if name == "grad_scale":
+            optimizer.grad_scale = number
+        else:
+            optimizer.state[param][name] = number
+        train(optimizer, 2)
+        found.append(values(optimizer))
+    assert_same_bits(*found)
+
+
+def test_columns_of_one_matrix_are_stepped_like_parameters_of_their_own() -> None:
+    matrix = new_param(8, 5).detach()
+    apart = [column.clone().requires_grad_() for column in matrix.unbind(1)]
+    together = [matrix[:, k].detach().requires_grad_() for k in range(5)]
+    found = []
+    for params in (apart, together):
+        optimizer = GrokAdamW(params, backend="reference", **OPTIONS)
+        train(optimizer, 3)
+        found.append([param.detach().clone() for param in params])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -251,3 +251,14 @@ def test_training_goes_on_after_a_refused_step(backend) -> None:
         results.append({"param": victim.detach(), **optimizer.state[victim]})
     for name in results[0]:
         assert differing_bits(results[0][name], results[1][name]) == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_gradient_whose_memory_was_freed_is_refused_by_name(backend) -> None:
+    param = torch.ones(4, requires_grad=True)
+    param.grad = torch.ones(4)
+    param.grad.untyped_storage().resize_(0)
+    optimizer = GrokAdamW([param], backend=backend)
+    with pytest.raises(RuntimeError, match=r"the gradient of parameter 0 of group 0 .* has no memory"):
+        optimizer.step()
+    assert not optimizer.state

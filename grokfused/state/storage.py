@@ -145,7 +145,7 @@ def fitting_grad(param: Tensor, grad: Tensor) -> Tensor:
     It is copied only if it lies otherwise, and moved between processes only if it is spread otherwise.
     """
     grad, param = gathered_grad(param, grad), local(param)
-    if grad._is_zerotensor():  # torch's promise of zeros, without memory of its own
+    if grad._is_zerotensor():
         return torch.zeros_like(param)
     # As after p.grad = p.data: the step would write what it has yet to read.
     is_written = grad.untyped_storage().data_ptr() == param.untyped_storage().data_ptr()
