@@ -43,7 +43,7 @@ std::unique_ptr<grokfused::Table> table(const py::capsule& exchange,
                                         const std::vector<py::object>& samples,
                                         const std::vector<uint64_t>& keys) {
   if (rows.size() > grokfused::kMaxArrays) grokfused::fail("a step has too many arrays");
-  std::vector<grokfused::Array> arrays;
+  std::vector<grokfused::ArrayRow> arrays;
   for (const auto& [name, like_param, planes] : rows) arrays.push_back({name, like_param, planes});
   std::vector<py::object> plain{py::type::of(samples.at(0)), py::type::of(samples.at(2))};
   auto table = std::make_unique<grokfused::Table>(

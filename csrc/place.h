@@ -19,7 +19,7 @@ namespace grokfused {
 constexpr size_t kMaxArrays = 16;  // rows of the table; a step uses kMaxStates of them at most
 
 // A row of grokfused.state.arrays: `like_param` is for parameters of 16 bits only.
-struct Array {
+struct ArrayRow {
   py::object name;
   bool like_param;
   int planes;
@@ -29,7 +29,7 @@ struct Array {
 // names by which states and DTensors are asked.
 struct Table {
   TensorReader read;
-  std::vector<Array> arrays;
+  std::vector<ArrayRow> arrays;
   std::vector<py::object> plain;  // torch.Tensor and torch.nn.Parameter: no DTensors
   py::object dtensor_class;       // () -> DTensor, or None where there can be none
   PolicyTable policies;
@@ -73,7 +73,7 @@ class PlaceReader {
   void find(Place& place, const py::object& state, const std::vector<bool>& used, bool starts) const {
     if (!state) return;
     for (size_t k = 0; k < table_.arrays.size(); ++k)
-      if (const Array& array = table_.arrays[k]; used[k] || array.like_param)
+      if (const ArrayRow& array = table_.arrays[k]; used[k] || array.like_param)
         place.states[k] = entry(state.ptr(), array.name.ptr());
     place.step = entry(state.ptr(), table_.step.ptr());
     place.mask = entry(state.ptr(), table_.mask.ptr());
