@@ -141,3 +141,18 @@ def test_triton_refuses_what_it_would_compute_in_float32(dtype) -> None:
     param.grad = torch.ones_like(param)
     with pytest.raises(BackendUnavailable, match="triton"):
         GrokAdamW([param], backend="triton").step()
+
+
+def test_a_compiled_step_of_complex_parameters_breaks_the_graph() -> None:
+    found = []
+    for compile_ in (lambda step: step, lambda step: torch.compile(step, backend="eager")):
+        param = numbers((4,), torch.complex64).requires_grad_()
+        optimizer = GrokAdamW([param], **OPTIONS)
+        step = compile_(lambda optimizer=optimizer: optimizer.step())
+        for seed in range(2):
+            param.grad = numbers((4,), torch.complex64, seed + 1)
+            step()
+        found.append(param.detach())
+    assert torch.equal(*found)
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(lambda: optimizer.step(), backend="eager", fullgraph=True)()
