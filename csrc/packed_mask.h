@@ -33,8 +33,9 @@ class PackedMask {
     PyObject* note = item(4);
     const size_t noted = PyTuple_Check(note) ? PyTuple_GET_SIZE(note) : 0;
     size_t next = 0;
-    for (const py::object& held : place.states) {
-      if (!held) continue;
+    for (size_t k = 0; k < table.arrays.size(); ++k) {
+      const py::object& held = place.states[k];
+      if (!held || table.arrays[k].planes == kOnePerBlock) continue;
       if (next + 3 > noted) return false;
       const auto was = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(PyTuple_GET_ITEM(note, next)));
       DLTensor state;

@@ -11,6 +11,7 @@
 #include "overlap.h"
 #include "policy.h"
 #include "python.h"
+#include "step/element.h"
 #include "step/slice.h"
 #include "tensors.h"
 
@@ -114,6 +115,9 @@ class PlaceReader {
   bool look_at_state(py::object& held, const Param& param, int planes, DLTensor& state) {
     py::object spec;
     if (!read(held, state, spec) || table_.read.is_unresolved(held.ptr())) return false;
+    if (planes == kOnePerBlock)
+      return !spec && state.ndim == 1 && state.shape[0] == block_count(param.size) &&
+             (state.strides[0] == 1 || state.shape[0] <= 1) && same_device(state, param.tensor);
     if (planes == 1) return spread_alike(spec, param.spec) && lies_like(state, param);
     const bool are_planes = state.ndim == param.tensor.ndim + 1 && state.shape[0] == planes &&
                             (param.size == 0 || state.strides[0] == element_count(param.tensor.sizes()));

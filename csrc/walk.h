@@ -210,8 +210,10 @@ class Walk {
       }
       DLTensor state;
       if (!reader_.look_at_state(held, param, table_.arrays[k].planes, state)) return false;
-      if (!dtype) dtype = dtype_of(state);
-      if (dtype_of(state) != (like_param ? param.dtype : dtype)) return false;
+      const bool shared = table_.arrays[k].planes == kOnePerBlock;
+      if (!dtype && !shared) dtype = dtype_of(state);
+      const uint32_t real = real_of(param.dtype) == kFloat64 ? kFloat64 : kFloat32;
+      if (dtype_of(state) != (shared ? real : like_param ? param.dtype : dtype)) return false;
       note(state, t, true);
       slice.states[used++] = state.address();
     }

@@ -1,5 +1,7 @@
 // Walks the grid of the CUDA kernel on the CPU: the few words of CUDA that csrc/cuda/kernel.h uses, and a
-// C function that tests/test_cuda_kernel.py calls. One thread after the other; the kernel has no barrier.
+// C function that tests/test_cuda_kernel.py calls. One thread after the other, but for steps of which threads
+// exchange numbers: those of a warp take turns there.
+#define __device__ inline
 #define __global__
 #define __grid_constant__
 #define __launch_bounds__(...)
@@ -8,6 +10,8 @@ struct Index {
   unsigned x = 0;
 };
 static Index blockIdx, threadIdx;
+
+#include "warp.h"
 
 #include "cuda/kernel.h"
 
@@ -22,7 +26,15 @@ namespace {
 template <class Stored, class Source>
 void walk(const Source& source, int32_t chunks) {
   for (blockIdx.x = 0; blockIdx.x < static_cast<unsigned>(chunks); ++blockIdx.x)
-    for (threadIdx.x = 0; threadIdx.x < kThreads; ++threadIdx.x) adamw_kernel<Stored>(source);
+    if constexpr (Stored::States::kShares) {
+      for (unsigned first = 0; first < kThreads; first += warp::kThreads)
+        warp::run([&](unsigned lane) {
+          threadIdx.x = first + lane;
+          adamw_kernel<Stored>(source);
+        });
+    } else {
+      for (threadIdx.x = 0; threadIdx.x < kThreads; ++threadIdx.x) adamw_kernel<Stored>(source);
+    }
 }
 
 template <class Stored>

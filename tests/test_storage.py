@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grokfused.backends import reference
+from grokfused.backends import rounding
 from grokfused.state.storage import is_dense, overlaps_itself
 
 
@@ -14,14 +14,14 @@ def all_16_bit_values(dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_rounding_to_nearest_keeps_what_is_representable(dtype) -> None:
     values = all_16_bit_values(dtype)
-    again = reference.round_to(values.float(), dtype)
+    again = rounding.round_to(values.float(), dtype)
     assert torch.equal(again.nan_to_num(7), values.nan_to_num(7))
 
 
 def with_every_draw(value: float, dtype: torch.dtype) -> torch.Tensor:
     """Returns one value rounded with each of the 2**16 draws: means over them are exact."""
     values = torch.full((2**16,), value)
-    return reference.round_stochastically(values, torch.arange(2**16), dtype).double()
+    return rounding.round_stochastically(values, torch.arange(2**16), dtype).double()
 
 
 # dtype -> low, high: neighbours of each kind: normal, subnormal, the last subnormal and the first normal,
@@ -90,7 +90,7 @@ def test_stochastic_rounding_never_moves_what_is_representable(dtype) -> None:
     values = all_16_bit_values(dtype)
     for draw in (0, 1, 0x7FFF, 0xFFFF):
         bits = torch.full(values.shape, draw)
-        again = reference.round_stochastically(values.float(), bits, dtype)
+        again = rounding.round_stochastically(values.float(), bits, dtype)
         assert torch.equal(again.isnan(), values.isnan())
         kept = ~values.isnan()
         assert torch.equal(again.view(torch.int16)[kept], values.view(torch.int16)[kept])
@@ -104,15 +104,15 @@ def test_random_bits_are_those_of_the_published_mixer() -> None:
         return x ^ (x >> 16)
 
     numbers = torch.tensor([0, 1, 2, 3, 2**32 - 1, 0xDEADBEEF])
-    assert reference.scramble(numbers).tolist() == [lowbias32(x) for x in numbers.tolist()]
+    assert rounding.scramble(numbers).tolist() == [lowbias32(x) for x in numbers.tolist()]
 
 
 def test_random_bits_look_uniform_and_differ_between_steps_and_seeds() -> None:
     count = 1 << 16
-    base = reference.random_bits(count, reference.random_key(seed=3, step=5)) >> 16
+    base = rounding.random_bits(count, rounding.random_key(seed=3, step=5)) >> 16
     for other in (
-        reference.random_bits(count, reference.random_key(seed=3, step=6)) >> 16,
-        reference.random_bits(count, reference.random_key(seed=4, step=5)) >> 16,
+        rounding.random_bits(count, rounding.random_key(seed=3, step=6)) >> 16,
+        rounding.random_bits(count, rounding.random_key(seed=4, step=5)) >> 16,
     ):
         # Two independent uniform streams of 16 bits: their correlation is below 4 / sqrt(count).
         assert torch.corrcoef(torch.stack([base, other]).double())[0, 1].abs() < 4 / count**0.5
@@ -124,7 +124,7 @@ def test_random_bits_look_uniform_and_differ_between_steps_and_seeds() -> None:
 @pytest.mark.parametrize("seed", [3, 4])
 def test_the_draw_of_a_parameter_tells_nothing_of_those_of_states_and_neighbours(seed, lag) -> None:
     count = 1 << 18
-    bits = reference.random_bits(count + lag, reference.random_key(seed, step=5))
+    bits = rounding.random_bits(count + lag, rounding.random_key(seed, step=5))
     states, params = (bits >> 16).double(), (bits & 0xFFFF).double()
     pairs = [(params[:count], states[lag:]), (states[:count], params[lag:])]
     pairs += [(params[:count], params[lag:])] if lag else []
@@ -136,8 +136,8 @@ def test_the_draw_of_a_parameter_tells_nothing_of_those_of_states_and_neighbours
 
 
 def test_random_bits_of_an_element_do_not_depend_on_the_number_of_elements() -> None:
-    key = reference.random_key(1, 2)
-    assert torch.equal(reference.random_bits(1000, key)[:10], reference.random_bits(10, key))
+    key = rounding.random_key(1, 2)
+    assert torch.equal(rounding.random_bits(1000, key)[:10], rounding.random_bits(10, key))
 
 
 BASE = torch.zeros(6, 8)

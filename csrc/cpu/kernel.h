@@ -16,7 +16,7 @@ template <class Format, class Step>
 void run(const Work& work, const Choices& choices) {
   const Update update = update_of<Format, Step, false>(choices.state, choices.state_rounding);
   Update selecting = nullptr;
-  if constexpr (sizeof(typename Format::Stored) >= 4)
+  if constexpr (sizeof(typename Format::Stored) >= 4 || Step::States::kShares)
     selecting = update_of<Format, Step, true>(choices.state, choices.state_rounding);
   run_all<typename Format::Real>(work, Parts(update, selecting, choices, state_rows<Step>(choices)));
 }

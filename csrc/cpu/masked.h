@@ -29,15 +29,18 @@ struct Kept {
 };
 
 // Looks at the words from `begin` on, at most up to `end`: a tile of them, or in a sparse part of the mask
-// only as many as alike keep something, or nothing. The last word may be cut.
-inline Kept look(const uint32_t* mask, int64_t begin, int64_t end, bool sparse) {
+// only as many as alike keep something, or nothing; of blocks that share a value, whole ones. The last word
+// may be cut.
+inline Kept look(const SliceStep& step, int64_t begin, int64_t end, bool sparse) {
+  const uint32_t* mask = step.slice().mask;
   Kept kept{begin};
   const int64_t stop = std::min(end, begin + kTile);
   for (int64_t next; kept.end < stop; kept.end = next) {
     next = std::min(end, kept.end + kLanes);
     const int count = static_cast<int>(next - kept.end);
     const uint32_t lanes = kept_lanes(mask, kept.end, count);
-    if (sparse && kept.end > begin && kept.any != (lanes != 0)) break;
+    const bool may_end = !step.shares() || kept.end % kBlock == 0;
+    if (sparse && may_end && kept.end > begin && kept.any != (lanes != 0)) break;
     kept.any |= lanes != 0;
     kept.all &= lanes == ~uint32_t{0} >> (kLanes - count);
   }
@@ -82,7 +85,7 @@ inline void run_masked(const SliceStep& step, int64_t begin, int64_t end) {
     stop = std::min(end, (begin / kMaskBlock + 1) * kMaskBlock);
     const Words words(mask, begin, stop);
     for (Kept kept; begin < stop; begin = kept.end) {
-      kept = words.full == words.all ? Kept{stop, true, true} : look(mask, begin, stop, words.sparse());
+      kept = words.full == words.all ? Kept{stop, true, true} : look(step, begin, stop, words.sparse());
       if (words.full != words.all) prefetch_used(step, begin + kAhead, std::min(end, kept.end + kAhead));
       if (kept.all)
         step.run(begin, kept.end);

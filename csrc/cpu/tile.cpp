@@ -32,9 +32,11 @@ Parts::Parts(Update update, Update selecting, const Choices& choices, const std:
       keeps_rest(choices.keeps_rest()),
       in_place(!is_16_bits(choices.param)),
       param_bytes(bytes_of(choices.param)),
-      rows(rows) {
+      rows(rows),
+      shares(std::any_of(rows.begin(), rows.end(), is_shared)) {
+  const size_t real = choices.param == Format::kFloat64 ? sizeof(double) : sizeof(float);
   for (const StateRow& row : rows)
-    state_bytes.push_back(row.like_param ? param_bytes : bytes_of(choices.state));
+    state_bytes.push_back(is_shared(row) ? real : row.like_param ? param_bytes : bytes_of(choices.state));
 }
 
 void SliceStep::run(int64_t begin, int64_t end) const {
@@ -59,23 +61,23 @@ void SliceStep::run_tile(int64_t begin, int size, const uint32_t* kept) const {
   Arrays arrays{grad().at(begin), param, rest ? rest : kNoRest.values, {}, nullptr, {}, key_, first, kept,
                 slice_.mask_mode};
   const Update selecting = kept ? parts_.selecting : nullptr;
-  if (selecting) kept = nullptr;  // nothing is left to choose
-  arrays.new_param = kept || parts_.narrow ? buffers.values : param;
+  const bool choose = kept && (!selecting || parts_.narrow), choose_states = kept && !selecting;
+  arrays.new_param = choose || parts_.narrow ? buffers.values : param;
   for (int place = 0; place < updated; ++place) {
     arrays.states[place] = state(place).at(begin);
-    arrays.new_states[place] = kept ? buffers.states[place] : state(place).at(begin);
+    arrays.new_states[place] = choose_states ? buffers.states[place] : state(place).at(begin);
   }
   (selecting ? selecting : parts_.update)(arrays, size, scalars_, parts_.decay);
   if (parts_.narrow)
-    parts_.narrow(buffers.values, kept ? buffers.param : param, kept ? buffers.rest : rest, size, key_,
+    parts_.narrow(buffers.values, choose ? buffers.param : param, choose ? buffers.rest : rest, size, key_,
                   first);
-  if (!kept) return;
-  const auto choose = [&](const void* stepped, const Array& array) {
+  if (!choose) return;
+  const auto take = [&](const void* stepped, const Array& array) {
     select(array.bytes, stepped, kept, slice_.mask_mode, array.at(begin), size);
   };
-  choose(parts_.narrow ? static_cast<void*>(buffers.param) : buffers.values, this->param());
-  for (int place = 0; place < updated; ++place) choose(buffers.states[place], state(place));
-  if (parts_.keeps_rest) choose(buffers.rest, state(updated));
+  take(parts_.narrow ? static_cast<void*>(buffers.param) : buffers.values, this->param());
+  for (int place = 0; place < updated && choose_states; ++place) take(buffers.states[place], state(place));
+  if (parts_.keeps_rest) take(buffers.rest, state(updated));
 }
 
 }  // namespace grokfused::cpu

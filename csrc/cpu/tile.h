@@ -3,8 +3,8 @@
 // chosen by one more for each array. So roundings and masks add loops, and do not multiply them. Arrays of
 // which a mask leaves nothing out are read and written where they lie.
 //
-// A storage that needs many values to write one (a maximum over a block) takes a tile of float32 and a loop
-// as parameters do. A block of at most a unit is never cut: neither by tiles nor by threads (adamw_cpu.cpp).
+// Elements of a block that share a value are stepped together: it is never cut, neither by tiles nor by
+// threads (adamw_cpu.cpp) nor by a mask (masked.h).
 #pragma once
 
 #include <vector>
@@ -18,20 +18,21 @@ namespace grokfused::cpu {
 // index.
 constexpr int kTile = 512, kPiece = 1 << 20;
 // Elements that are stepped by one thread and in one tile, counted from the beginning of a slice.
-constexpr int kUnit = 64;
+constexpr int kUnit = kBlock;
 static_assert(kTile % kUnit == 0 && kPiece % kUnit == 0 && kUnit % kLanes == 0);
 constexpr int64_t unit_of(int64_t i) { return i / kUnit * kUnit; }
 
 // What steps the elements of any slice, and how its arrays are stored.
 struct Parts {
   Update update;
-  Update selecting;  // under a mask; null for parameters of 16 bits, of which loops of their own choose
+  Update selecting;  // under a mask; null where loops of their own choose: beside parameters of 16 bits
   Narrow narrow;     // of parameters; null for those of more bits
   Decay decay;
   bool keeps_rest, in_place;
   size_t param_bytes;
   std::vector<StateRow> rows;
   std::vector<size_t> state_bytes;
+  bool shares;  // blocks share values: a mask leaves out whole ones, or chooses in them
 
   Parts(Update update, Update selecting, const Choices& choices, const std::vector<StateRow>& rows);
 };
@@ -39,8 +40,9 @@ struct Parts {
 // One array of a slice.
 struct Array {
   char* stored;
-  size_t bytes;  // of a value
-  void* at(int64_t i) const { return stored + i * bytes; }
+  size_t bytes;            // of a value
+  bool is_shared = false;  // by the elements of a block
+  void* at(int64_t i) const { return stored + (is_shared ? i / kBlock : i) * bytes; }
 };
 
 // The step of one slice. It keeps references.
@@ -60,18 +62,21 @@ class SliceStep {
   void run_selected(int64_t begin, int64_t end) const;
 
   const Slice& slice() const { return slice_; }
+  bool shares() const { return parts_.shares; }
   int states() const { return static_cast<int>(parts_.state_bytes.size()); }
   Array state(int place) const {
     const size_t bytes = parts_.state_bytes[place];
-    return {static_cast<char*>(slice_.states[place]) + plane(place) * bytes, bytes};
+    return {static_cast<char*>(slice_.states[place]) + plane(place) * bytes, bytes,
+            is_shared(parts_.rows[place])};
   }
   Array param() const { return {static_cast<char*>(slice_.param), parts_.param_bytes}; }
   Array grad() const { return {static_cast<char*>(const_cast<void*>(slice_.grad)), parts_.param_bytes}; }
-  // Calls use(array) for every array that is written.
+  // Calls use(array) for every array of which each element is written.
   template <class Use>
   void each_written(Use&& use) const {
     use(param());
-    for (int place = 0; place < states(); ++place) use(state(place));
+    for (int place = 0; place < states(); ++place)
+      if (!is_shared(parts_.rows[place])) use(state(place));
   }
 
  private:

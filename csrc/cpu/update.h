@@ -4,8 +4,10 @@
 // mask keeps of one: beside float32 parameters the loop is compiled once more, and chooses as it writes.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
+#include "../step/blocks.h"
 #include "../step/element_step.h"
 #include "clones.h"
 
@@ -41,28 +43,73 @@ GROK_HD void write(const Arrays& arrays, Stored* to, const void* before, Stored 
   to[i] = stepped;
 }
 
-template <class Param, class State, Rounding kRounding, class Step, bool kMasked>
-GROK_HD void update_element(const Arrays& arrays, int i, const ScalarsOf<typename Param::Real>& scalars,
-                            Decay decay) {
-  using Real = typename Param::Real;
-  Element<Real, typename Step::States> element;
+template <class Param, class State, class Rows>
+GROK_HD Element<typename Param::Real, Rows> read_element(const Arrays& arrays, int i) {
+  Element<typename Param::Real, Rows> element;
   element.param = read<Param>(arrays.param, i);
   if constexpr (sizeof(typename Param::Stored) == 2)
     element.param = element.param + read<Param>(arrays.rest, i);
   element.grad = read<Param>(arrays.grad, i);
-  Step::States::each([&](auto row, int place) {
-    static_assert(!decltype(row)::kRow.like_param, "it would be rounded as the parameter is");
-    value_of<decltype(row)>(element) = read<State>(arrays.states[place], i);
+  Rows::each([&](auto row, int place) {
+    constexpr StateRow kRow = decltype(row)::kRow;
+    static_assert(!kRow.like_param, "it would be rounded as the parameter is");
+    if constexpr (is_shared(kRow))
+      value_of<decltype(row)>(element) =
+          static_cast<const typename Param::Real*>(arrays.states[place])[i / kBlock];
+    else
+      value_of<decltype(row)>(element) = read<State>(arrays.states[place], i);
   });
-  Step::run(element, scalars, decay);
+  return element;
+}
+
+template <class State, Rounding kRounding, bool kMasked, class Real, class Rows>
+GROK_HD void write_element(const Arrays& arrays, int i, Element<Real, Rows>& element) {
   write<kMasked>(arrays, static_cast<Real*>(arrays.new_param), arrays.param, element.param, i);
   uint32_t drawn = 0;
   if constexpr (kRounding == Rounding::kStochastic)
     drawn = state_draw(random_bits(arrays.random_key, arrays.first + static_cast<uint32_t>(i)));
-  Step::States::each([&](auto row, int place) {
-    write<kMasked>(arrays, static_cast<typename State::Stored*>(arrays.new_states[place]),
-                   arrays.states[place], rounded<State>(value_of<decltype(row)>(element), kRounding, drawn),
-                   i);
+  Rows::each([&](auto row, int place) {
+    if constexpr (!is_shared(decltype(row)::kRow))
+      write<kMasked>(arrays, static_cast<typename State::Stored*>(arrays.new_states[place]),
+                     arrays.states[place], rounded<State>(value_of<decltype(row)>(element), kRounding, drawn),
+                     i);
+  });
+}
+
+template <class Param, class State, Rounding kRounding, class Step, bool kMasked>
+GROK_HD void update_element(const Arrays& arrays, int i, const ScalarsOf<typename Param::Real>& scalars,
+                            Decay decay) {
+  auto element = read_element<Param, State, typename Step::States>(arrays, i);
+  Step::run(element, scalars, decay);
+  write_element<State, kRounding, kMasked>(arrays, i, element);
+}
+
+// At most kBlock elements from `begin` on, of which some values are shared: all are computed, and what a mask
+// leaves out chosen, before the first is written. A block of which it keeps nothing shares what it shared.
+template <class Param, class State, Rounding kRounding, class Step>
+GROK_HD void update_block(const Arrays& arrays, int begin, int size,
+                          const ScalarsOf<typename Param::Real>& scalars, Decay decay) {
+  using Rows = typename Step::States;
+  using Real = typename Param::Real;
+  Element<Real, Rows> block[kBlock];
+  Real largest[Rows::kCount] = {};
+  uint32_t any = arrays.kept == nullptr;
+  for (int k = 0; k < size && arrays.kept; ++k) any |= arrays.kept[begin + k];
+  for (int k = 0; k < size; ++k) {
+    Element<Real, Rows>& element = block[k];
+    element = read_element<Param, State, Rows>(arrays, begin + k);
+    if (any) decode(element);
+    const Element<Real, Rows> before = element;
+    Step::run(element, scalars, decay);
+    if (arrays.kept) leave_out(element, before, Where(arrays.kept[begin + k], arrays.mask_mode));
+    measure(element, largest);
+  }
+  for (int k = 0; k < size; ++k) {
+    if (any) encode(block[k], largest);
+    write_element<State, kRounding, false>(arrays, begin + k, block[k]);
+  }
+  each_shared<Rows>([&](auto row, int place) {
+    if (any) static_cast<Real*>(arrays.new_states[place])[begin / kBlock] = value_of<decltype(row)>(block[0]);
   });
 }
 
@@ -71,9 +118,14 @@ GROK_CPU_CLONES void update(const Arrays& of_tile, int size, const void* scalars
   // Copies: the compiler then knows that no store changes them.
   const auto numbers = *static_cast<const ScalarsOf<typename Param::Real>*>(scalars);
   const Arrays arrays = of_tile;
+  if constexpr (Step::States::kShares) {
+    for (int i = 0; i < size; i += kBlock)
+      update_block<Param, State, kRounding, Step>(arrays, i, std::min(kBlock, size - i), numbers, decay);
+  } else {
 #pragma omp simd
-  for (int i = 0; i < size; ++i)
-    update_element<Param, State, kRounding, Step, kMasked>(arrays, i, numbers, decay);
+    for (int i = 0; i < size; ++i)
+      update_element<Param, State, kRounding, Step, kMasked>(arrays, i, numbers, decay);
+  }
 }
 
 // For parameters of one format; `kMasked`: under a mask that keeps some elements of the tile.

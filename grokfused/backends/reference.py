@@ -14,7 +14,9 @@ import numpy
 import torch
 from torch import Tensor
 
-_UINT32 = 0xFFFFFFFF
+from grokfused.backends import blocks
+from grokfused.backends.rounding import cut_off, random_bits, random_key, round_to
+
 LANES = 32  # elements to a word of a mask
 
 
@@ -69,6 +71,8 @@ def no_filter(values: dict[str, Tensor], scalars: Scalars) -> dict[str, Tensor]:
 
 
 GRAD_FILTERS = {"ema": ema, "none": no_filter}
+# Array of one value per block -> what that is to the others. No filter has one so far.
+SHARED: dict[str, blocks.Shared] = {}
 
 
 def adamw(values: dict[str, Tensor], scalars: Scalars, decay: str) -> dict[str, Tensor]:
@@ -128,77 +132,6 @@ def step(values: dict[str, Tensor], scalars: Scalars, grad_filter: str, decay: s
     return adamw(new, scalars, decay)
 
 
-def scramble(bits: Tensor) -> Tensor:
-    """Mixes 32 bits (int64 tensor in [0, 2**32)) bijectively: Chris Wellons' "lowbias32"."""
-    bits = ((bits ^ (bits >> 16)) * 0x7FEB352D) & _UINT32
-    bits = ((bits ^ (bits >> 15)) * 0x846CA68B) & _UINT32
-    return bits ^ (bits >> 16)
-
-
-def random_key(seed: int, step: float) -> Tensor:
-    """Returns the key (int64 []) of one step's random bits."""
-    return scramble(scramble(torch.tensor(seed & _UINT32, device="cpu")) ^ int(step))
-
-
-def random_bits(count: int, key: Tensor) -> Tensor:
-    """Returns 32 random bits per element (int64 [count]), from key and element index alone.
-
-    The upper sixteen round all states of an element: each stays without bias, and states that are equal, as
-    the two second moments of AMSGrad often are, stay equal. The lower sixteen round the parameter: over all
-    keys every pair of halves comes once, so that its rounding tells nothing of theirs.
-    """
-    bits = ((key ^ (torch.arange(count, device="cpu") & _UINT32)) * 0x2C1B3C6D) & _UINT32
-    return ((bits ^ (bits >> 16)) * 0x297A2D39) & _UINT32
-
-
-def _carried_to_bfloat16(magnitude: Tensor, bits: Tensor) -> Tensor:
-    # To the sixteen bits that will be cut off, add sixteen random ones: the carry rounds up.
-    return (magnitude.view(torch.int32).long() + bits) >> 16
-
-
-def _carried_to_float16(magnitude: Tensor, bits: Tensor) -> Tensor:
-    normal = (magnitude.view(torch.int32).long() - (112 << 23) + (bits >> 3)) >> 13
-    # Below 2**-14 float16 counts in units of 2**-24: of what lies between two, sixteen bits are looked at.
-    subnormal = ((magnitude.clamp(max=2.0**-14) * 2.0**40).long() + bits) >> 16
-    carried = torch.where(magnitude < 2.0**-14, subnormal, normal)
-    return torch.where(magnitude < 2.0**16, carried, 0x7C00)
-
-
-def round_stochastically(values: Tensor, bits: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Rounds float32 [n] to one of its two neighbours, up with probability equal to the fraction cut off.
-
-    After the largest number comes infinity, at the distance of a further number: so a value between the two
-    may become infinite that rounding to nearest would not make so, and no smaller one can. The probability is
-    exact, except that below 2**-14 what float16 has no more than 2**-40 of counts for nothing.
-
-    Args:
-        values: float32 [n].
-        bits: int64 [n], uniform in [0, 2**16).
-        dtype: torch.bfloat16 or torch.float16. (default: torch.bfloat16)
-    """
-    carried = (_carried_to_float16 if dtype is torch.float16 else _carried_to_bfloat16)(values.abs(), bits)
-    carried = torch.where(values.isnan(), 0x7FFF, carried)
-    signed = torch.where(values.signbit(), carried - 0x8000, carried)
-    return signed.to(torch.int16).view(dtype)
-
-
-def round_to(values: Tensor, dtype: torch.dtype, bits: Tensor | None = None) -> Tensor:
-    """Rounds float32 [n] to ``dtype``: to nearest even, or with ``bits`` stochastically."""
-    if bits is None or dtype in (torch.float32, torch.float64):
-        return values.to(dtype)
-    return round_stochastically(values, bits, dtype)
-
-
-def cut_off(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns what rounding float32 [n] to nearest takes away, for the next step to add (Kahan's sum).
-
-    It is 0 where the rounded value is infinite or NaN: the next step shall find what it would find without,
-    and not inf - inf.
-    """
-    rest = values - values.to(dtype).float()
-    return torch.where(rest.isfinite(), rest, 0.0)
-
-
 def kept_elements(words: Tensor, count: int) -> Tensor:
     """Returns the bits of a packed mask (int32 words; the lowest bit first) as bool [count]."""
     bits = words.view(torch.uint8)[:, None] >> torch.arange(8, dtype=torch.uint8, device=words.device)
@@ -227,9 +160,12 @@ def in_memory_order(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor.permute(memory_order(like))
 
 
-def plane_of(state: Tensor, param: Tensor, step: float) -> Tensor:
-    """Returns the part of a state that a step reads and writes: of planes, (step - 1) % planes."""
-    return state if state.dim() == param.dim() else state[(int(step) - 1) % len(state)]
+def view_of(name: str, array: Tensor, param: Tensor, step: float) -> Tensor:
+    """Returns the part of an array that a step reads and writes, in memory order: of planes, one."""
+    if name in SHARED:
+        return array
+    plane = array if array.dim() == param.dim() else array[(int(step) - 1) % len(array)]
+    return in_memory_order(plane, param)
 
 
 @torch.no_grad()
@@ -259,7 +195,7 @@ def adamw_step_(
         steps: One element each, which becomes its row's ``step``.
         masks: int32 [words], a bit per element in memory order (``kept_elements``), or None for a parameter
             without a mask.
-        states: Name -> a tensor per parameter, of its shape or of planes of that (``plane_of``):
+        states: Name -> a tensor per parameter, of its shape or of planes of that (``view_of``):
             ``exp_avg`` and ``exp_avg_sq``, float32 or bfloat16, or float64 beside parameters of that; for
             AMSGrad ``max_exp_avg_sq`` and for the filter "ema" ``grad_ema``, the same; with
             ``param_rounding`` "kahan", beside parameters of 16 bits, ``kahan_comp``, like those.
@@ -284,31 +220,37 @@ def adamw_step_(
         return
     stochastic = dict.fromkeys(states, state_rounding == "stochastic")
     stochastic |= {"param": param_rounding == "stochastic", "kahan_comp": False}
-    real = real_dtype(params[0].dtype)
+    real, shared = real_dtype(params[0].dtype), {name: row for name, row in SHARED.items() if name in states}
     for t, row in enumerate(rows):
+        numbers, count = unscaled(Scalars(*scalars[row].tolist()), grad_scale), params[t].numel()
         arrays = {"param": params[t], "grad": grads[t]}
-        arrays |= {
-            name: plane_of(list_[t], params[t], scalars[row, 0].item()) for name, list_ in states.items()
-        }
-        ordered = {name: in_memory_order(array, params[t]) for name, array in arrays.items()}
-        values = {name: view.reshape(-1).to("cpu", real) for name, view in ordered.items()}
-        numbers = unscaled(Scalars(*scalars[row].tolist()), grad_scale)
+        arrays |= {name: list_[t] for name, list_ in states.items()}
+        views = {name: view_of(name, array, params[t], numbers.step) for name, array in arrays.items()}
+        values = {name: view.reshape(-1).to("cpu", real) for name, view in views.items()}
+        values |= {name: blocks.spread(values[name], count) for name in shared}
+        values = blocks.decoded(values, shared)
         if "kahan_comp" in states:
             values["param"] = values["param"] + values["kahan_comp"]
         new = step(values, numbers, grad_filter, decay)
         if "kahan_comp" in states:
             new["kahan_comp"] = cut_off(new["param"], params[t].dtype)
         if any(stochastic.values()):
-            bits = random_bits(params[t].numel(), random_key(seed, numbers.step))
-        mask = masks[t]
-        kept = None if mask is None else kept_elements(mask, params[t].numel()).cpu()
-        for name, view in ordered.items():
+            bits = random_bits(count, random_key(seed, numbers.step))
+        kept = None if (words := masks[t]) is None else kept_elements(words, count).cpu()
+        mode = ("zero", "freeze")[mask_modes[t]]
+        takes = {} if kept is None else dict.fromkeys(views, kept)
+        if shared and kept is not None:  # a block is written whole, or not at all
+            new |= {name: masked(new[name], values[name], kept, mode) for name in states}
+            takes |= dict.fromkeys(states, blocks.any_kept(kept))
+        new = blocks.encoded(new, shared)
+        for name, view in views.items():
             if name == "grad":
                 continue
             drawn = (bits & 0xFFFF if name == "param" else bits >> 16) if stochastic[name] else None
-            rounded = round_to(new[name], view.dtype, drawn)
-            if kept is not None:
-                mode = ("zero", "freeze")[mask_modes[t]]
-                rounded = masked(rounded, view.reshape(-1).cpu(), kept, mode)
+            every = blocks.BLOCK if name in shared else 1
+            rounded = round_to(new[name], view.dtype, drawn)[::every]
+            if name in takes:
+                own_mode = "freeze" if name in shared else mode
+                rounded = masked(rounded, view.reshape(-1).cpu(), takes[name][::every], own_mode)
             view.copy_(rounded.view(view.shape))
         steps[t].fill_(numbers.step)

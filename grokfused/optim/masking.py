@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from grokfused.state.arrays import there
+from grokfused.state.arrays import of_elements, there
 from grokfused.state.prepare import check_state, prepare_state
 from grokfused.state.saved_form import MASK, kept_of
 from grokfused.state.storage import check_has_values, check_param
@@ -69,7 +69,7 @@ class Masking:
                 # torch.distributed.checkpoint had no place for the rest.
                 prepare_state(param, state, groups[param])
             if mode == "zero":
-                zero_left_out(mask, [param, *(state[array.name] for array in there(state))])
+                zero_left_out(mask, [param, *of_elements(state)])
 
     def masks(self) -> dict[Tensor, Tensor]:
         """Returns the masks: parameter -> bool tensor of its shape, True where an element is kept."""

@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from grokfused.state.sharding import planed
+from grokfused.backends.blocks import count_of
+from grokfused.backends.reference import real_dtype
+from grokfused.state.sharding import ONE_PER_BLOCK, local, planed
 from grokfused.step.grad_filter import FILTERS
 
 ROUNDED_DTYPES = (torch.bfloat16, torch.float16)  # of parameters that a step rounds
 
 
 class Array(NamedTuple):
-    """A state array of a step: of its parameter's shape and memory order, once or several times.
+    """A state array of a step: its parameter's shape and memory order once or several times, or per block.
 
     Attributes:
         name: Its key in ``optimizer.state[param]``.
@@ -27,7 +29,9 @@ class Array(NamedTuple):
         like_param: Of the parameter's dtype, and there only beside one that is rounded: it says something of
             one rounding, and is dropped where that is another. Else it is of the states' dtype, and stays.
         planes: How many values it keeps of each element: step t reads and writes plane (t - 1) % planes. With
-            more than one, its shape has this number before the parameter's.
+            more than one, its shape has this number before the parameter's. 0 (``ONE_PER_BLOCK``): one value
+            for each block of neighbours in memory order (``backends.blocks``), [blocks] in the numbers in
+            which a step is computed, and of a DTensor those of this process's shard.
     """
 
     name: str
@@ -41,7 +45,15 @@ class Array(NamedTuple):
 
     def shape(self, param: Tensor) -> torch.Size:
         """Returns its shape beside a parameter."""
+        if self.planes == ONE_PER_BLOCK:
+            return torch.Size([count_of(local(param).numel() * (2 if param.is_complex() else 1))])
         return torch.Size(planed(param.shape, self.planes))
+
+    def dtype(self, param: Tensor, states: torch.dtype) -> torch.dtype:
+        """Returns its dtype beside a parameter whose states have the dtype ``states``."""
+        if self.planes == ONE_PER_BLOCK:
+            return real_dtype(param.dtype)
+        return param.dtype if self.like_param else states
 
 
 ARRAYS = (
@@ -69,3 +81,8 @@ def used(param: Tensor, options: Mapping[str, Any]) -> list[Array]:
 def there(state: Mapping[str, Any]) -> list[Array]:
     """Returns the arrays that a state has."""
     return [array for array in ARRAYS if array.name in state]
+
+
+def of_elements(state: Mapping[str, Any]) -> list[Tensor]:
+    """Returns the tensors of a state that have values of each element, of which a mask leaves some out."""
+    return [state[array.name] for array in there(state) if array.planes != ONE_PER_BLOCK]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grokfused.state.arrays import MOMENTS, NAMES, ROUNDED_DTYPES, Array, there
+from grokfused.state.arrays import MOMENTS, NAMES, ROUNDED_DTYPES, Array, of_elements, there
 from grokfused.state.for_torch import ADAM_OPTIONS
 from grokfused.state.prepare import wrong_step
 from grokfused.state.saved_form import MASK, MASKS, check_mask_of, masks_of, take_mask, there_in
@@ -217,11 +217,11 @@ def owned_state(param: Tensor, dtype: torch.dtype, saved: Mapping[str, Any]) -> 
         if array.like_param and saved[array.name].dtype != param.dtype:
             del state[array.name]  # as in a step: what one rounding cut off says nothing of another's values
         else:
-            kind = param.dtype if array.like_param else dtype
+            kind = array.dtype(param, dtype)
             state[array.name] = state_like(param, kind, saved[array.name], array.planes)
     kept = take_mask(state, param)
     if kept is not None:
-        zero_left_out(kept, [state[array.name] for array in there(state)])
+        zero_left_out(kept, of_elements(state))
     if START in state:  # of an older version
         start = float(state.pop(START))
         state |= {START: start} if is_pending({**state, START: start}) else {}

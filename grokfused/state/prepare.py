@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from grokfused import backends
-from grokfused.state.arrays import ARRAYS, MOMENTS, ROUNDED_DTYPES, there, used
+from grokfused.state.arrays import ARRAYS, MOMENTS, ROUNDED_DTYPES, of_elements, there, used
+from grokfused.state.blocks import as_stored, take_numbers
 from grokfused.state.saved_form import check_mask_of, take_mask
-from grokfused.state.sharding import is_spread_at_sight, local, sharded_like, unlike
+from grokfused.state.sharding import ONE_PER_BLOCK, is_spread_at_sight, local, sharded_like, unlike
 from grokfused.state.storage import (
     OWN_STATES,
     STATE_DTYPES,
@@ -107,7 +108,10 @@ def check_state(param: Tensor, state: Mapping[str, Any], name: object) -> None:
         difference = unlike(param, value, planes=array.planes)
         if difference:
             raise RuntimeError(f"{which} {difference}")
-        if array.like_param:
+        if array.planes == ONE_PER_BLOCK:
+            if value.dtype != (own := array.dtype(param, value.dtype)):
+                raise RuntimeError(f"{which} must be {own}, got {value.dtype}")
+        elif array.like_param:
             if value.dtype not in ROUNDED_DTYPES:
                 raise RuntimeError(f"{which} must have 16 bits, it is {value.dtype}")
         elif param.dtype in OWN_STATES:
@@ -139,18 +143,20 @@ def prepare_state(param: Tensor, state: State, group: Group) -> None:
         if array.like_param and (array not in needed or state.get(array.name, param).dtype != param.dtype):
             # What was cut off from a value says nothing of those that other roundings put in its place.
             state.pop(array.name, None)
+    take_numbers(state, param)
     for array in needed:
-        if array.name not in state:
-            own = param.dtype if array.like_param else dtype
+        own = array.dtype(param, dtype)
+        if array.name in state:
+            state[array.name] = _lying_like(param, state[array.name].to(own), array.planes)
+        elif array.planes == ONE_PER_BLOCK:  # after the arrays that are stored by it
+            state |= as_stored(state, param, array.name)
+        else:
             state[array.name] = state_like(param, own, planes=array.planes)
             if array.name in FILTERS[group["grad_filter"]].states:
                 note_start(state)
-        else:
-            value = state[array.name] if array.like_param else state[array.name].to(dtype)
-            state[array.name] = _lying_like(param, value, array.planes)
     take_mask(state, param)
     if "mask" in state:
-        arrays = [state[array.name] for array in needed]
+        arrays = of_elements({array.name: state[array.name] for array in needed})
         state["mask"] = cleared(fitting(state["mask"], param), arrays)
 
 

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grokfused.backends.reference import SHARED
 from grokfused.state.arrays import NAMES
+from grokfused.state.blocks import as_numbers
 from grokfused.state.sharding import is_sharded, local, part_of, sharded_like
 from grokfused.step.grad_filter import FILTERS, START, is_pending
 from grokfused.step.mask import (
@@ -45,7 +47,9 @@ def as_saved(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> dict[s
     states = dict(state_dict["state"])
     for key, param in enumerate(param for group in groups for param in group["params"]):
         state = states.get(key)
-        if isinstance(state, dict) and (START in state or isinstance(state.get("mask"), PackedMask)):
+        if isinstance(state, dict) and (
+            not SHARED.keys().isdisjoint(state) or START in state or isinstance(state.get("mask"), PackedMask)
+        ):
             states[key] = _saved(state, param)
     saved_groups = [{**group, MASKS: masks_of(group, states)} for group in state_dict["param_groups"]]
     return {**state_dict, "state": states, "param_groups": saved_groups}
@@ -53,7 +57,8 @@ def as_saved(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> dict[s
 
 def _saved(state: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
     memory = [name for kind in FILTERS.values() for name in kind.states] if is_pending(state) else ()
-    saved = {key: value for key, value in state.items() if key not in (START, *memory)}
+    shown = as_numbers(state, param).items()
+    saved = {key: value for key, value in shown if key not in (START, *memory)}
     if isinstance(mask := state.get("mask"), PackedMask):
         saved["mask"] = coded(mask, param)
     return saved

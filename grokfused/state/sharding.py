@@ -43,6 +43,9 @@ def shards(tensors: Sequence[Tensor]) -> list[Tensor]:
         return [local(tensor) for tensor in tensors]
 
 
+ONE_PER_BLOCK = 0  # in place of a number of planes: one value for each block of a shard, a plain tensor
+
+
 def planed(shape: Sequence[int], planes: int) -> Sequence[int]:
     """Returns a shape that has so many planes of ``shape``, or itself for one."""
     return shape if planes == 1 else (planes, *shape)
@@ -63,7 +66,7 @@ def sharded_like(like: Tensor, shard: Tensor, planes: int = 1) -> Tensor:
         shard: This process's part, of the shape of that of ``like``, or of so many planes of it.
         planes: How many. (default: 1)
     """
-    if not is_sharded(like):
+    if not is_sharded(like) or planes == ONE_PER_BLOCK:
         return shard
     from torch.distributed.tensor import DTensor
 
@@ -104,6 +107,8 @@ def _shown(tensor: object) -> str:
 def unlike(param: Tensor, other: Tensor, *, planes: int = 1, any_placements: bool = False) -> str | None:
     """Says how a tensor that belongs to a parameter, in planes, is spread otherwise than it, or None."""
     own, mine = spec_of(param), spec_of(other)
+    if planes == ONE_PER_BLOCK:
+        return None if mine is None else f"must be a plain tensor, got {_shown(other)}"
     if own is mine:
         return None
     if own is not None and mine is not None and own.mesh == mine.mesh:  # noqa: SIM102
@@ -115,6 +120,8 @@ def unlike(param: Tensor, other: Tensor, *, planes: int = 1, any_placements: boo
 def is_spread_at_sight(param: Tensor, other: Tensor, planes: int = 1) -> bool:
     """True where a native step sees that a tensor is spread like its parameter (csrc/place.h)."""
     own, mine = spec_of(param), spec_of(other)
+    if planes == ONE_PER_BLOCK:
+        return mine is None
     return own is mine or (own.mesh is mine.mesh and (planes > 1 or own.placements is mine.placements))
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from grokfused.state.sharding import gathered_grad, is_partial, local, sharded_like, unlike
+from grokfused.state.sharding import ONE_PER_BLOCK, gathered_grad, is_partial, local, sharded_like, unlike
 
 PARAM_DTYPES = (
     torch.float32,
@@ -155,7 +155,12 @@ def fitting_grad(param: Tensor, grad: Tensor) -> Tensor:
 
 
 def lies_like(param: Tensor, state: Tensor, planes: int) -> bool:
-    """True when a state, or each plane of it, lies as its parameter does; each plane after the last."""
+    """True when a state, or each plane of it, lies as its parameter does; each plane after the last.
+
+    One value per block, in place of planes: when it fills its memory in order.
+    """
+    if planes == ONE_PER_BLOCK:
+        return state.is_contiguous()
     if planes == 1:
         return same_order(param, state)
     return same_order(param, state[0]) and (state.stride(0) == param.numel() or not param.numel())
@@ -170,9 +175,11 @@ def same_order(a: Tensor, b: Tensor) -> bool:
 def state_like(param: Tensor, dtype: torch.dtype, value: Tensor | None = None, planes: int = 1) -> Tensor:
     """Returns a state of the parameter's shape, device and memory order: zeros, or a copy of value.
 
-    With more than one plane it is so many of them, one after the other.
+    With more than one plane it is so many of them, one after the other. One value per block is copied only.
     """
     shard = local(param)
+    if planes == ONE_PER_BLOCK and value is not None:
+        return value.to(shard.device, dtype, copy=True).contiguous()
     state = torch.zeros_like(shard, dtype=dtype, memory_format=torch.preserve_format)
     if planes > 1:
         stride = (shard.numel(), *state.stride())

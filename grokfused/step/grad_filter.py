@@ -11,7 +11,7 @@ class Filter(NamedTuple):
 
     Attributes:
         states: The keys of its arrays in ``optimizer.state[param]``, each with its number of planes
-            (``grokfused.state.arrays.Array``).
+            (``grokfused.state.arrays.Array``); one value per block comes after what is stored by it.
         starts: Whether its memory starts as the first gradient, with ``grad_ema_init="first"``.
     """
 
