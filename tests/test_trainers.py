@@ -52,8 +52,8 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def test_there_is_a_snippet_for_each_trainer() -> None:
-    trainers = ["Hugging Face", "Accelerate", "Lightning", "PEFT", "timm", "Wrappers that share groups"]
-    assert list(SNIPPETS) == trainers
+    trainers = ["Hugging Face", "Accelerate", "Lightning", "TRL", "sentence-transformers", "PEFT", "timm"]
+    assert list(SNIPPETS) == [*trainers, "Wrappers that share groups"]
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
@@ -97,6 +97,23 @@ class TestHuggingFace:
         masks = whole.optimizer.masks()
         assert masks
         assert not any(param[~kept].any() for param, kept in masks.items())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of their own
+@pytest.mark.parametrize(
+    ("title", "package"), [("TRL", "trl"), ("sentence-transformers", "sentence_transformers")]
+)
+def test_trainers_built_on_it_resume_alike(accelerate, title, package) -> None:
+    installed(package)
+    whole = run(title)["trainer"].optimizer
+    resumed = run(title, {"train()": 'train("run/checkpoint-2")'})["trainer"].optimizer
+    assert type(whole.optimizer) is GrokAdamW
+    assert [group["initial_lr"] for group in whole.param_groups] == [3e-3] * len(whole.param_groups)
+    found = values(whole)
+    assert found["0 step"].item() == 4
+    assert "0 grad_ema" in found
+    assert same(found, values(resumed))
 
 
 class TestAccelerate:
