@@ -202,17 +202,32 @@ def test_a_refusing_backend_changes_nothing(first) -> None:
     before.assert_unchanged()
 
 
-@pytest.mark.filterwarnings("ignore:grokfused takes its slow reference backend:RuntimeWarning")
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
-def test_a_parameter_without_memory_is_refused(backend) -> None:
-    params = [param(3), torch.ones(4, device="meta").requires_grad_()]
-    optimizer = GrokAdamW(params, backend=backend, **OPTIONS)
-    for each in params:
-        each.grad = torch.ones_like(each)
-    before = Snapshot(optimizer)
-    with pytest.raises((RuntimeError, TypeError, ValueError), match="meta"):
-        optimizer.step()
+def test_a_parameter_on_the_meta_device_is_stepped_as_by_torch(backend) -> None:
+    def optimizer(*params: torch.Tensor) -> GrokAdamW:
+        made = GrokAdamW(params, backend=backend, **OPTIONS)
+        for _ in range(2):
+            for each in params:
+                each.grad = torch.ones_like(each)
+            made.step()
+        return made
+
+    with_values, without = param(3), torch.ones(4, device="meta").requires_grad_()
+    mixed, plain = optimizer(without, with_values), optimizer(alone := param(3))
+    assert torch.equal(with_values, alone)
+    state = mixed.state[without]
+    assert state["step"].item() == mixed.state[with_values]["step"].item() == 2
+    assert state.keys() == plain.state[alone].keys()
+    assert all(state[name].is_meta and state[name].shape == (4,) for name in ("exp_avg", "exp_avg_sq"))
+    # Checked before anything changes, as others are.
+    mixed.state[with_values]["step"] = torch.tensor(0.5)
+    before = Snapshot(mixed)
+    with pytest.raises(RuntimeError, match="must be a whole number of steps"):
+        mixed.step()
     before.assert_unchanged()
+    mixed.param_groups[0]["fused"] = True
+    with pytest.raises(RuntimeError, match="on the meta device and has no values"):
+        mixed.step()
 
 
 def test_a_closure_that_raises_changes_nothing() -> None:

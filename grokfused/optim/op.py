@@ -182,7 +182,7 @@ def _optimizer_step_fake(*args: Any) -> None:
     members = [(param, group) for group in optimizers[name].param_groups for param in group["params"]]
     for (param, group), grad in zip((members[index] for index in stepped), grads, strict=True):
         if mode.is_our_fake(param):
-            imagine_step(param, grad, optimizers[name].state[param], group)
+            imagine_step(param, grad, group, optimizers[name].state[param])
     _refuse_states_among(mode.fake_tensor_converter.meta_converter.describer.lookup_tensor, name)
 
 

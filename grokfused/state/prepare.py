@@ -21,7 +21,7 @@ from grokfused.state.storage import (
     OWN_STATES,
     STATE_DTYPES,
     check_grad,
-    check_has_values,
+    check_initialized,
     check_memory,
     check_param,
     is_dense,
@@ -53,9 +53,7 @@ def kind_of(param: Tensor) -> backends.Kind:
 
 def check_place(param: Tensor, grad: Tensor, state: State, group: Group, name: object) -> None:
     """Raises an error that names the parameter where it, its gradient or its state cannot be stepped."""
-    if param.is_meta and group["fused"]:
-        raise RuntimeError(f"{name}: {FUSED_META}")
-    check_has_values(param, name)
+    check_initialized(param, name)
     check_param(param, name)
     check_memory(param, name)
     check_state(param, state, name)
@@ -63,6 +61,16 @@ def check_place(param: Tensor, grad: Tensor, state: State, group: Group, name: o
     check_grad(param, grad, name)
     if not grad._is_zerotensor():  # torch's promise of zeros, without memory of its own
         check_memory(grad, name, "the gradient of ")
+
+
+def check_imagined(param: Tensor, grad: Tensor, state: State, group: Group, name: object) -> None:
+    """Raises an error that names a parameter on the meta device where a step could not be taken."""
+    if group["fused"]:
+        raise RuntimeError(f"{name}: {FUSED_META}")
+    check_choices(group)
+    check_param(param, name)
+    check_state(param, state, name)
+    check_grad(param, grad, name)
 
 
 def wrong_step(step: object) -> str | None:
@@ -183,7 +191,7 @@ def place_counter(param: Tensor, state: State, device_numbers: bool, numbering: 
         state["step"] = step.cpu()
 
 
-def imagine_step(param: Tensor, grad: Tensor, state: State, group: Group) -> None:
+def imagine_step(param: Tensor, grad: Tensor, group: Group, state: State) -> None:
     """Does to a parameter without values what a step does beside the arithmetic: makes states, and counts.
 
     No tensor is asked for a number: under FakeTensorMode none has one.

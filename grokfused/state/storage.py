@@ -130,7 +130,7 @@ def check_memory(tensor: Tensor, name: object, which: str = "") -> None:
     """Raises RuntimeError for a tensor of which this process holds no elements to read."""
     shard = local(tensor)
     try:
-        there = shard.numel() == 0 or address(shard) != 0
+        there = shard.numel() == 0 or shard.is_meta or address(shard) != 0
     except RuntimeError:  # one that wraps something else
         there = False
     if not there:

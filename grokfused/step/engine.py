@@ -16,7 +16,7 @@ from torch import Tensor
 
 from grokfused import backends
 from grokfused.backends.reference import real_dtype
-from grokfused.state.prepare import check_place, place_counter, prepare_state
+from grokfused.state.prepare import check_imagined, check_place, imagine_step, place_counter, prepare_state
 from grokfused.state.sharding import is_sharded, local
 from grokfused.state.storage import fitting_grad
 from grokfused.step import device_scalars
@@ -63,6 +63,9 @@ class Step:
         self._fitted: Mapping[int, Tensor] | None = None
         self._only_makes_states = False
         self._walk = self._walked(members, None)
+        self._imagined: list[tuple[Tensor, Tensor, Tensor, dict[str, Any]]] = []
+        if any(members.params[place].is_meta for place in self._walk.unfit):
+            members = self._leave_out_meta(members)
         while places := self._to_mend():
             self._fitted = {**(self._fitted or {}), **self._prepared(places)}
             self._walk = self._walked(members, self._fitted)
@@ -78,6 +81,8 @@ class Step:
         """Takes the step. Parameters that share memory are stepped one after the other, in their order."""
         if self._only_makes_states:
             return
+        for key, param, grad, group in self._imagined:
+            imagine_step(param, grad, group, self._members.owner.state[key])
         if not self._begins:
             self._run(self._members, self._walk, *self._buckets)
             return
@@ -91,6 +96,21 @@ class Step:
                 walk = self._walked(part, self._fitted_between(begin, end))
             self._refuse(walk, begin)
             self._run(part, walk, *self._derived(part, walk))
+
+    def _leave_out_meta(self, members: Members) -> Members:
+        """Notes the parameters on the meta device, checked, and returns the others, walked anew.
+
+        As in torch.optim: their states are made, their steps counted, and nothing is computed.
+        """
+        for place, param in enumerate(members.params):
+            if param.is_meta:
+                key, grad = members.keys[place], members.grads[place]
+                group = members.groups[members.group_of[place]]
+                check_imagined(param, grad, members.owner.state.get(key, {}), group, members.name(place))
+                self._imagined.append((key, param, grad, group))
+        self._members = members.some([not param.is_meta for param in members.params])
+        self._walk = self._walked(self._members, None)
+        return self._members
 
     def _to_mend(self) -> list[int]:
         """Returns the places that the walk could not take, or that share memory with themselves, but once."""

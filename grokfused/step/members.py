@@ -50,6 +50,11 @@ class Members(NamedTuple):
         tensors = (self.keys[some], self.params[some], self.grads[some])
         return Members(self.owner, self.groups, *tensors, self.group_of[some])
 
+    def some(self, there: Sequence[bool]) -> Members:
+        """Returns the parameters in the places where ``there`` is True."""
+        keys, params, grads = (list(compress(each, there)) for each in self[2:5])
+        return Members(self.owner, self.groups, keys, params, grads, list(compress(self.group_of, there)))
+
     def name(self, place: int) -> Name:
         """Returns how messages call the parameter in a place."""
         return Name(self.owner.param_groups, self.keys[place])
@@ -64,10 +69,7 @@ def with_grads(owner: Owner) -> Members:
     keys = [param for group in groups for param in group["params"]]
     grads = [param.grad for param in keys]
     group_of = [number for number, group in enumerate(groups) for _ in group["params"]]
-    there = [grad is not None for grad in grads]
-    if not all(there):
-        keys, grads, group_of = (list(compress(column, there)) for column in (keys, grads, group_of))
-    return Members(owner, groups, keys, keys, grads, group_of)
+    return Members(owner, groups, keys, keys, grads, group_of).some([grad is not None for grad in grads])
 
 
 class Name:
