@@ -13,7 +13,7 @@ extern "C" int fma_step(const Slice* slice, const Scalars* scalars) {
   work.scalars = scalars;
   const Choices choices =
       choices_of({"float32", "float32", "nearest", "nearest", "ema", "decoupled", /*amsgrad=*/false});
-  const LaunchPlan<float> plan(work, choices, 0, 1);
-  adamw_kernel<Step><<<static_cast<unsigned>(plan.chunks()), kThreads>>>(plan.argument_table());
+  const Launch<float> launch(work, choices, 0, /*processors=*/132);
+  adamw_kernel<Step><<<static_cast<unsigned>(launch.chunks()), kThreads>>>(launch.table<LargeTable<float>>());
   return static_cast<int>(cudaGetLastError());
 }

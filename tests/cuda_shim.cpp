@@ -23,28 +23,32 @@ using namespace grokfused;
 
 namespace {
 
-template <class Stored, class Source>
-void walk(const Source& source, int32_t chunks) {
+template <class Stored, class Table>
+void walk(const Table& table, int64_t chunks) {
   for (blockIdx.x = 0; blockIdx.x < static_cast<unsigned>(chunks); ++blockIdx.x)
     if constexpr (Stored::States::kShares) {
       for (unsigned first = 0; first < kThreads; first += warp::kThreads)
         warp::run([&](unsigned lane) {
           threadIdx.x = first + lane;
-          adamw_kernel<Stored>(source);
+          adamw_kernel<Stored>(table);
         });
     } else {
-      for (threadIdx.x = 0; threadIdx.x < kThreads; ++threadIdx.x) adamw_kernel<Stored>(source);
+      for (threadIdx.x = 0; threadIdx.x < kThreads; ++threadIdx.x) adamw_kernel<Stored>(table);
     }
 }
 
+// `processors`: as many as there would be; `small`: in small tables, where they suffice.
 template <class Stored>
-void walk_both(const Work& work, const Choices& choices, bool as_argument) {
+void walk_all(const Work& work, const Choices& choices, int processors, bool small) {
   using Real = typename Stored::Real;
-  const LaunchPlan<Real> plan(work, choices, 0, work.slices.size());
-  if (as_argument) return walk<Stored>(plan.argument_table(), plan.chunks());
-  walk<Stored>(DeviceTable<Real>{{plan.slices.data(), plan.scalars.data(), plan.rows.data(), plan.first.data(),
-                            plan.tensors(), plan.seed, plan.choices, plan.numbers}},
-               plan.chunks());
+  for (int64_t begin = 0; begin < static_cast<int64_t>(work.slices.size());) {
+    const Launch<Real> launch(work, choices, begin, processors);
+    if (small)
+      launch.with_table([&](const auto& table) { walk<Stored>(table, launch.chunks()); });
+    else
+      walk<Stored>(launch.template table<LargeTable<Real>>(), launch.chunks());
+    begin = launch.end();
+  }
 }
 
 template <class Use>
@@ -59,27 +63,40 @@ void with_param_format(Format format, Use&& use) {
 
 extern "C" {
 
-int64_t shim_chunk_size() { return kChunkSize; }
 int64_t shim_slice_bytes() { return sizeof(Slice); }
 
-// Marks every element that the blocks visit: visits[t][i] += 1.
-void shim_cover(const int64_t* sizes, int32_t tensors, int32_t** visits) {
-  std::vector<Slice> slices(tensors);
-  for (int32_t t = 0; t < tensors; ++t) slices[t].size = sizes[t];
-  const std::vector<int32_t> first = first_chunks(slices);
-  const Table<float> table{slices.data(), nullptr, nullptr, first.data(), tensors, 0, {}, {}};
-  for (int32_t chunk = 0; chunk < first.back(); ++chunk) {
-    const int32_t t = table.tensor_of(chunk);
-    const int64_t begin = table.begin_of(chunk, t), end = std::min(begin + kChunkSize, sizes[t]);
-    for (int64_t i = begin; i < end; ++i) ++visits[t][i];
+// Marks every element that the blocks of all launches visit, visits[t][i] += 1, and every tensor that a
+// launch begins, begun[t] += 1. Returns the number of launches.
+int32_t shim_cover(const int64_t* sizes, int32_t tensors, int32_t processors, int32_t** visits,
+                   int32_t* begun) {
+  Work work;
+  work.slices.resize(tensors);
+  for (int32_t t = 0; t < tensors; ++t) work.slices[t].size = sizes[t];
+  work.rows.assign(tensors, 0);
+  const Scalars scalars{};
+  work.scalars = &scalars;
+  int32_t launches = 0;
+  for (int64_t begin = 0; begin < static_cast<int64_t>(work.slices.size()); ++launches) {
+    const Launch<float> launch(work, {}, begin, processors);
+    launch.with_table([&](const auto& table) {
+      for (int32_t chunk = 0; chunk < launch.chunks(); ++chunk) {
+        const int32_t k = table.tensor_of(chunk);
+        const int32_t t = static_cast<int32_t>(begin) + k;
+        const int64_t first = table.begin_of(chunk, k), end = std::min(first + table.chunk_size, sizes[t]);
+        begun[t] += first == 0;
+        for (int64_t i = first; i < end; ++i) ++visits[t][i];
+      }
+    });
+    begin = launch.end();
   }
+  return launches;
 }
 
 // Returns 0, or 1 where the names select no kernel. Numbers are "on the device": the kernel reads them.
 int shim_step(const Slice* slices, int32_t tensors, const int64_t* rows, const void* scalars,
               const void* grad_scale, const float* found_inf, uint32_t seed, const char* param_dtype,
               const char* state_dtype, const char* state_rounding, const char* param_rounding,
-              const char* grad_filter, const char* decay, int amsgrad, int as_argument,
+              const char* grad_filter, const char* decay, int amsgrad, int processors, int small,
               int numbers_on_device) {
   Work work;
   work.slices.assign(slices, slices + tensors);
@@ -96,8 +113,8 @@ int shim_step(const Slice* slices, int32_t tensors, const int64_t* rows, const v
     with_element_step(policies, [&](auto step) {
       with_param_format(choices.param, [&](auto param) {
         with_state_format<decltype(param)>(choices.state, [&](auto state) {
-          walk_both<StoredStep<decltype(param), decltype(state), decltype(step)>>(work, choices,
-                                                                                  as_argument != 0);
+          walk_all<StoredStep<decltype(param), decltype(state), decltype(step)>>(work, choices, processors,
+                                                                                 small != 0);
         });
       });
     });

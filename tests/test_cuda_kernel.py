@@ -34,19 +34,32 @@ def shim(tmp_path_factory) -> ctypes.CDLL:
     command = ["c++", *flags, "-Wno-unknown-pragmas", "-Icsrc", "tests/cuda_shim.cpp", "-o", str(library)]
     subprocess.run(command, cwd=ROOT, check=True)
     loaded = ctypes.CDLL(str(library))
-    loaded.shim_chunk_size.restype = ctypes.c_int64
     loaded.shim_slice_bytes.restype = ctypes.c_int64
     assert loaded.shim_slice_bytes() == ctypes.sizeof(Slice)
     return loaded
 
 
-def test_every_element_is_covered_once(shim) -> None:
-    chunk = shim.shim_chunk_size()
-    sizes = [0, 1, 7, chunk - 1, 0, 0, chunk, chunk + 1, 3 * chunk, 0, 5 * chunk + 13, 0]
+CHUNK = int(re.search(r"kSmallestChunk = (\d+)", (ROOT / "csrc/cuda/chunks.h").read_text())[1])
+EDGES = [0, 1, 7, CHUNK - 1, 0, 0, CHUNK, CHUNK + 1, 3 * CHUNK, 0, 5 * CHUNK + 13, 0]
+
+
+@pytest.mark.parametrize("processors", [1, 132, 100_000])
+@pytest.mark.parametrize(
+    ("sizes", "launches"),
+    [(EDGES, 1), ([5_000_000, *EDGES], 1), (EDGES * 20, 2), ([3] * 448, 2), ([CHUNK] * 449, 3)],
+    ids=["edges", "large", "many", "two full launches", "three"],
+)
+def test_every_element_is_covered_once(shim, sizes, launches, processors) -> None:
     visits = [numpy.zeros(size, dtype=numpy.int32) for size in sizes]
+    begun = numpy.zeros(len(sizes), dtype=numpy.int32)
     pointers = (ctypes.c_void_p * len(sizes))(*(array.ctypes.data for array in visits))
-    shim.shim_cover((ctypes.c_int64 * len(sizes))(*sizes), len(sizes), pointers)
+    counts = (ctypes.c_int64 * len(sizes))(*sizes)
+    assert (
+        shim.shim_cover(counts, len(sizes), processors, pointers, begun.ctypes.data_as(ctypes.c_void_p))
+        == launches
+    )
     assert [set(array.tolist()) for array in visits] == [{1} if size else set() for size in sizes]
+    assert set(begun.tolist()) == {1}  # and its counter is advanced by one block
 
 
 def kernel_step_(
@@ -90,7 +103,8 @@ def kernel_step_(
         ctypes.c_uint32(seed),
         *(word.encode() for word in (*dtypes, state_rounding, param_rounding, grad_filter, decay)),
         int("max_exp_avg_sq" in states),
-        int(how != "table in device memory"),
+        1,  # processor: few blocks, of several packs a thread
+        int(how == "numbers on the host"),  # a small table, where all fits there
         int(not on_host),
     )
     assert not wrong
@@ -104,7 +118,7 @@ def truth(case: Case) -> dict[str, torch.Tensor]:
     return reference(case)
 
 
-@pytest.fixture(params=["numbers on the host", "numbers on the device", "table in device memory"])
+@pytest.fixture(params=["numbers on the host", "numbers on the device"])
 def kernel_is_a_backend(request, shim, truth, monkeypatch) -> None:
     """Lets ``backend="kernel"`` run the kernel, after the reference has run as it always does."""
     module = types.ModuleType("kernel_on_the_cpu")
@@ -166,7 +180,7 @@ FORMATS = [
     if (param == "Float64") == (state == "Float64")
 ]
 ROWS = {**policies("grad_filter"), **policies("adamw")}
-# With the table as the kernel's argument and in device memory.
+# With a small and with a large table.
 KERNELS = 2 * len(FORMATS) * len(policies("grad_filter")) * len(policies("adamw"))
 SOURCES = ("adamw_cuda", *map(str.lower, PARAM_FORMATS))
 
@@ -195,9 +209,12 @@ def compiled(request, tmp_path_factory) -> Compiled:
     return Compiled(messages, ptx, [folder / f"{name}.cubin" for name in SOURCES[1:]])
 
 
-def test_every_kernel_compiles_without_spills(compiled: Compiled) -> None:
+def test_every_kernel_compiles_without_spills_for_two_blocks_a_multiprocessor(compiled: Compiled) -> None:
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", compiled.messages)
     assert spills == [("0", "0")] * KERNELS
+    registers = [int(count) for count in re.findall(r"Used (\d+) registers", compiled.messages)]
+    assert len(registers) == KERNELS
+    assert max(registers) <= 128  # of 65,536, for two blocks of 256 threads
 
 
 def test_no_operation_is_fused_approximate_or_flushed(compiled: Compiled) -> None:
@@ -214,7 +231,17 @@ def test_the_bench_compares_with_a_kernel_of_fused_operations(tmp_path) -> None:
     assert ("fma.rn.f32" in fused, "fma.rn.f32" in unfused) == (True, False)
 
 
-def test_the_body_moves_16_bytes_at_a_time(compiled: Compiled) -> None:
+# Bytes that a thread moves of an array at once: 16, or those of as many elements of 16 bits as of 32.
+ACCESS = {"Float64": 16, "Float32": 16, "BFloat16": 8, "Float16": 8}
+
+
+def formats(kernel: str) -> tuple[str, str]:
+    """Returns the formats of parameters and states in a kernel's mangled name."""
+    param, state = re.search(r"StoredStepINS_\d+(\w+?)E(?:NS_\d+(\w+?)E|S\d*_)", kernel).groups()
+    return param, state or param
+
+
+def test_the_body_moves_a_pack_at_a_time(compiled: Compiled) -> None:
     kernels = []
     for cubin in compiled.cubins:
         command = [tool("nvdisasm"), "-c", str(cubin)]
@@ -223,9 +250,15 @@ def test_the_body_moves_16_bytes_at_a_time(compiled: Compiled) -> None:
     assert len(kernels) == KERNELS
     for kernel in kernels:
         name = kernel.splitlines()[0]
-        # param, grad, two moments; KahanComp, which is read where it is asked for; what the policies add.
-        has_rest = re.search(r"StoredStepINS_7Float(32|64)", name) is None
-        arrays = 4 + has_rest + sum(rows for policy, rows in ROWS.items() if f"{len(policy)}{policy}" in name)
-        assert len(re.findall(r"\bLDG\.E(?:\.\w+)*\.128", kernel)) >= arrays, name
-        assert len(re.findall(r"\bSTG\.E(?:\.\w+)*\.128", kernel)) >= arrays - 1, name
+        param, state = (8 * ACCESS[of] for of in formats(name))
+        # The param, its rest (read where it is asked for) and grad; the moments, and what policies add.
+        states = 2 + sum(rows for policy, rows in ROWS.items() if f"{len(policy)}{policy}" in name)
+        loads, stores = {64: 0, 128: 0}, {64: 0, 128: 0}
+        loads[param] += 3 if param == 64 else 2
+        stores[param] += 2 if param == 64 else 1
+        loads[state] += states
+        stores[state] += states
+        for width in (64, 128):
+            assert len(re.findall(rf"\bLDG\.E(?:\.\w+)*\.{width}", kernel)) >= loads[width], name
+            assert len(re.findall(rf"\bSTG\.E(?:\.\w+)*\.{width}", kernel)) >= stores[width], name
         assert not re.findall(r"\b(?:LDL|STL|LD|ST)\.", kernel), f"local or generic memory in {name}"

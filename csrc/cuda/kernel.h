@@ -18,6 +18,9 @@
 
 namespace grokfused {
 
+// Blocks that a multiprocessor shall hold at once: a thread then has 128 registers at most, which suffice.
+constexpr int kBlocksAtOnce = 2;
+
 // kWidth elements from i on.
 template <class Stored, int kWidth>
 GROK_HD void run_packs(const Slice& slice, const Choices& choices, int64_t i,
@@ -39,9 +42,9 @@ GROK_HD bool is_cancelled(const DeviceNumbers<Real>& numbers) {
   return *numbers.found_inf != 0;
 }
 
-template <class Real>
-GROK_HD ScalarsOf<Real> scalars_of(const Table<Real>& table, int32_t tensor) {
-  const Real* grad_scale = table.numbers.grad_scale;
+template <class Table>
+GROK_HD auto scalars_of(const Table& table, int32_t tensor) {
+  const auto* grad_scale = table.numbers.grad_scale;
   if (grad_scale) assume_global(grad_scale);
   return unscaled(table.scalars_of(tensor), grad_scale);
 }
@@ -55,7 +58,8 @@ GROK_HD void advance(float* counter, float step) {
 // The elements from `begin` on, at most a chunk of them: counted from there, indices of 32 bits suffice for a
 // loop. A chunk begins with a word of the mask, and with a block that shares values.
 template <class Stored>
-GROK_HD Slice chunk_of(const Slice& slice, const Choices& choices, int64_t begin, float step, uint32_t key) {
+GROK_HD Slice chunk_of(const Slice& slice, const Choices& choices, int64_t begin, int64_t chunk_size,
+                       float step, uint32_t key) {
   Slice part = slice;
   using Param = typename Stored::Param::Stored;
   part.param = static_cast<Param*>(slice.param) + begin;
@@ -74,7 +78,7 @@ GROK_HD Slice chunk_of(const Slice& slice, const Choices& choices, int64_t begin
   if constexpr (Stored::kCanKeepRest)
     if (choices.keeps_rest()) move(typename Stored::Param{}, Stored::States::kCount, begin);
   const int64_t rest = slice.size - begin;
-  part.size = rest < kChunkSize ? rest : kChunkSize;
+  part.size = rest < chunk_size ? rest : chunk_size;
   if (part.mask) part.mask += begin / kLanes;
   part.random_key = key;
   part.first = slice.first + static_cast<uint32_t>(begin);
@@ -83,10 +87,9 @@ GROK_HD Slice chunk_of(const Slice& slice, const Choices& choices, int64_t begin
 
 // One block steps one chunk. A tensor that is not aligned, or the rest of one of odd size, goes element
 // by element through the same run_packs.
-template <class Stored, class Source>
-__global__ void __launch_bounds__(kThreads, 1) adamw_kernel(const __grid_constant__ Source source) {
+template <class Stored, class Table>
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce) adamw_kernel(const __grid_constant__ Table table) {
   constexpr int kWidth = Stored::kWidth;
-  const Table<typename Stored::Real> table = source.table();
   if (is_cancelled(table.numbers)) return;
   const Choices choices = table.choices;
   const int32_t chunk = static_cast<int32_t>(blockIdx.x), tensor = table.tensor_of(chunk);
@@ -95,7 +98,8 @@ __global__ void __launch_bounds__(kThreads, 1) adamw_kernel(const __grid_constan
   const auto scalars = scalars_of(table, tensor);
   const uint32_t key = random_key(table.seed, static_cast<uint32_t>(scalars.step));
   const int64_t begin = table.begin_of(chunk, tensor);
-  const Slice part = chunk_of<Stored>(slice, choices, begin, static_cast<float>(scalars.step), key);
+  const Slice part =
+      chunk_of<Stored>(slice, choices, begin, table.chunk_size, static_cast<float>(scalars.step), key);
   const int size = static_cast<int>(part.size);
   if constexpr (Stored::States::kShares) {
     run_blocks<Stored>(part, choices, thread, scalars);

@@ -18,16 +18,15 @@ struct StoredStep {
   using Step = ElementStep;
   using States = typename ElementStep::States;
   using Real = typename Param::Real;
-  static constexpr bool kHas16Bits =
-      sizeof(typename Param::Stored) == 2 || sizeof(typename State::Stored) == 2;
-  // Elements that a thread steps at once.
-  static constexpr int kWidth = kHas16Bits ? 8 : kAlignment / sizeof(typename Param::Stored);
+  // Elements that a thread steps at once: 16 bytes of the widest arrays. Of those of 16 bits it moves 8, so
+  // that neighbouring threads fill whole sectors of every array.
+  static constexpr int kWidth = kAlignment / sizeof(Real);
   static constexpr bool kCanKeepRest = sizeof(typename Param::Stored) == 2;
 };
 
-// Values that are read or written at once: 16 bytes or a multiple of it, or a single one.
+// Values that are read or written at once: 16 bytes, 8 of those of 16 bits, or a single one.
 template <class ArrayFormat, int kWidth>
-struct alignas(kWidth == 1 ? sizeof(typename ArrayFormat::Stored) : kAlignment) Pack {
+struct alignas(kWidth * sizeof(typename ArrayFormat::Stored)) Pack {
   using Format = ArrayFormat;
   typename Format::Stored values[kWidth];
 
