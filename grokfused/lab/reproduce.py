@@ -12,6 +12,7 @@ from grokfused.lab import report, rounding_report, settings_report, tickets_repo
 from grokfused.lab import rounding as rounding_
 from grokfused.lab import settings as settings_
 from grokfused.lab.run_folder import RunFolder, RunFolderError
+from grokfused.lab.settings_tasks import digits
 from grokfused.lab.terminal import console, interruptible, refuse, say
 from grokfused.lab.tickets import PAPER, QUICK, QUICK_ROWS, ROWS, THRESHOLD, Config, Run, Setting, State
 from grokfused.lab.training import Evaluation
@@ -162,16 +163,17 @@ def settings(
     numbers = seed_numbers(seeds)
     torch.set_num_threads(threads)
     setting = settings_.QUICK if quick else settings_.FULL
+    try:
+        digits()
+    except ImportError as error:
+        raise refuse(str(error)) from error
     out.mkdir(parents=True, exist_ok=True)
     store = settings_.Store(out / "runs.jsonl", setting)
     runs = []
     for task, seed, row in settings_.plan(numbers):
         run = store.find(task, row, seed)
         if run is None:
-            try:
-                run = settings_.measure(task, row, seed, setting)
-            except ImportError as error:  # of the images
-                raise refuse(str(error)) from error
+            run = settings_.measure(task, row, seed, setting)
             store.add(run)
             say(f"seed {seed} {task}, {settings_.ROWS[row].what}: {run['value']} ({run['seconds']:.0f} s)")
         runs.append(run)

