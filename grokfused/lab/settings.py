@@ -87,7 +87,7 @@ ROWS = {
 # A task that groks takes a minute: of these rows only.
 GROK_ROWS = {
     "grok": ("none", "none-low", "default", "default-low", "lamb-1", "alpha-0.9", "both", "late", "ramp"),
-    "paper": ("none", "default", "alpha-0.9", "both", "late", "ramp"),
+    "paper": ("none", "default", "alpha-0.9", "both"),
 }
 
 

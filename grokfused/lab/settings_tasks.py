@@ -55,7 +55,7 @@ class Setting:
     grok_steps: int = 1_200
     grok_lr: float = 3e-3
     grok_decay: float = 1.0
-    paper_steps: int = 1_500
+    paper_steps: int = 2_400
     paper_lr: float = 1e-3
     paper_decay: float = 0.005
 
