@@ -69,9 +69,10 @@ $(VENV)/.installed: requirements.txt
 	$(BIN)/python -m pip install --quiet --no-compile -c requirements.txt $(TO_RUN)
 	touch $@
 
-$(VENV)/.tools: $(VENV)/.installed requirements-nvcc.txt
+$(VENV)/.tools: $(VENV)/.installed requirements-nvcc.txt requirements-data.txt
 	$(BIN)/python -m pip install --quiet --no-compile -r requirements.txt \
 		$(if $(NVCC),,-r requirements-nvcc.txt)
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps -r requirements-data.txt
 	# Bytecode saves each process of a test seconds. Left out: what torch keeps for a newer Python only.
 	$(BIN)/python -m compileall -q -j 0 -x '/py3[0-9]+_\w+\.py' $(VENV)/lib/python*/site-packages/torch
 	touch $@

@@ -1,5 +1,7 @@
 """The gradient filter: Grokfast-EMA as the paper's algorithm 2 has it, and its two starts."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -66,3 +68,34 @@ def test_a_filter_turned_off_and_on_goes_on_with_its_memory() -> None:
     optimizer.step()
     optimizer.param_groups[0]["grad_filter"] = "ema"
     assert grad_emas(optimizer, param, [2.0]) == [2.0]
+
+
+def warnings_of(make) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make()
+    return [str(warning.message) for warning in caught]
+
+
+def params(count: int) -> list[torch.Tensor]:
+    return [torch.zeros(1, requires_grad=True) for _ in range(count)]
+
+
+def test_a_filter_that_adds_nothing_is_told_of_once() -> None:
+    groups = [{"params": [param]} for param in params(3)]
+    (told,) = warnings_of(lambda: GrokAdamW(groups, lamb=0))
+    assert "lamb=0" in told
+    assert "grad_filter='none'" in told
+    optimizer = GrokAdamW(params(1), lamb=0.3)
+    (again,) = warnings_of(lambda: optimizer.add_param_group({"params": params(1), "lamb": 0.0}))
+    assert again == told
+
+
+def test_without_filter_or_with_a_lamb_that_is_written_later_nothing_is_told() -> None:
+    def switch_off() -> None:
+        optimizer = GrokAdamW(params(1), lamb=0.3)
+        optimizer.param_groups[0]["lamb"] = 0.0
+        GrokAdamW(params(1), lamb=0.3).load_state_dict(optimizer.state_dict())
+
+    assert warnings_of(switch_off) == []
+    assert warnings_of(lambda: GrokAdamW(params(2), lamb=0.0, grad_filter="none")) == []

@@ -8,9 +8,11 @@ from typing import Annotated
 import torch
 import typer
 
-from grokfused.lab import report, rounding_report, tickets_report
+from grokfused.lab import report, rounding_report, settings_report, tickets_report
 from grokfused.lab import rounding as rounding_
+from grokfused.lab import settings as settings_
 from grokfused.lab.run_folder import RunFolder, RunFolderError
+from grokfused.lab.settings_tasks import digits
 from grokfused.lab.terminal import console, interruptible, refuse, say
 from grokfused.lab.tickets import PAPER, QUICK, QUICK_ROWS, ROWS, THRESHOLD, Config, Run, Setting, State
 from grokfused.lab.training import Evaluation
@@ -145,3 +147,37 @@ def rounding(
     rounding_report.write(recorded, out)
     console.print(rounding_report.table(recorded))
     say(f"files: {out} (rounding.md, rounding.json)")
+
+
+@app.command()
+def settings(
+    quick: Annotated[bool, typer.Option("--quick", help="A few steps of each: no finding.")] = False,
+    seeds: Seeds = "0,1,2",
+    out: Annotated[Path, typer.Option(help="Where the runs and the table go.")] = Path("runs/settings"),
+    threads: Annotated[int, typer.Option(min=1, help="Sums in torch depend on them, in the last bits.")] = 1,
+) -> None:
+    """What alpha, lamb and a late filter do to short runs and to one that groks: which to choose.
+
+    The same command continues what was interrupted. About forty minutes on one core.
+    """
+    numbers = seed_numbers(seeds)
+    torch.set_num_threads(threads)
+    setting = settings_.QUICK if quick else settings_.FULL
+    try:
+        digits()
+    except ImportError as error:
+        raise refuse(str(error)) from error
+    out.mkdir(parents=True, exist_ok=True)
+    store = settings_.Store(out / "runs.jsonl", setting)
+    runs = []
+    for task, seed, row in settings_.plan(numbers):
+        run = store.find(task, row, seed)
+        if run is None:
+            run = settings_.measure(task, row, seed, setting)
+            store.add(run)
+            say(f"seed {seed} {task}, {settings_.ROWS[row].what}: {run['value']} ({run['seconds']:.0f} s)")
+        runs.append(run)
+    recorded = settings_report.record(runs, setting)
+    settings_report.write(recorded, out)
+    console.print(settings_report.table(recorded))
+    say(f"files: {out} (which-settings.md, which-settings.json)")

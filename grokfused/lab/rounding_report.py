@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,8 +10,8 @@ from typing import Any
 
 from rich.table import Table
 
+from grokfused.lab import page
 from grokfused.lab.rounding import ROWS, Row, Setting
-from grokfused.lab.tickets_report import facts
 
 Found = Mapping[tuple[Row, int], float]
 COLUMNS = ("parameters", "bytes held", "bytes moved", "held-out loss", "above float32", "smallest to largest")
@@ -45,7 +44,7 @@ def record(found: Found, setting: Setting, sizes: Mapping[str, int]) -> dict[str
         sizes: ``parameters`` of the model, ``train_bytes`` and ``held_out_bytes`` of the text.
     """
     runs = [{**row.options(), "seed": seed, "held_out_loss": loss} for (row, seed), loss in found.items()]
-    return {**facts(), "setting": asdict(setting), **sizes, "runs": runs}
+    return {**page.facts(), "setting": asdict(setting), **sizes, "runs": runs}
 
 
 def _losses(recorded: Mapping[str, Any], row: Row) -> list[float]:
@@ -104,23 +103,16 @@ def markdown(recorded: Mapping[str, Any]) -> str:
     """Returns the page."""
     seeds = len(_losses(recorded, ROWS[0]))
     lines = [BEGINNING.format(**{**recorded, **recorded["setting"], "seeds": seeds, "held_out": None})]
-    lines += [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    lines += [f"| {' | '.join(row)} |" for row in cells(recorded)]
+    lines += page.markdown_table(COLUMNS, cells(recorded))
     lines += ["", "## How to read it", "", *(f"- {sentence}" for sentence in reading(recorded))]
     return "\n".join(lines) + "\n"
 
 
 def table(recorded: Mapping[str, Any]) -> Table:
     """Returns the same for the terminal."""
-    shown = Table(title="loss on text held out, nats per byte")
-    for number, column in enumerate(COLUMNS):
-        shown.add_column(column, justify="right" if number else "left")
-    for row in cells(recorded):
-        shown.add_row(*row)
-    return shown
+    return page.terminal_table("loss on text held out, nats per byte", COLUMNS, cells(recorded))
 
 
 def write(recorded: Mapping[str, Any], out: Path) -> None:
     """Writes ``rounding.md`` and ``rounding.json``."""
-    (out / "rounding.json").write_text(json.dumps(recorded, indent=1) + "\n")
-    (out / "rounding.md").write_text(markdown(recorded))
+    page.write(out, "rounding", recorded, markdown(recorded))

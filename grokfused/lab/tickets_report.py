@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib import pyplot
 from rich.table import Table
 
-import grokfused
+from grokfused.lab import page
 from grokfused.lab.tickets import ROWS, THRESHOLD, Setting
 from grokfused.lab.training import Evaluation
 
@@ -77,28 +71,7 @@ def _cells(found: Found) -> list[list[str]]:
 
 def table(found: Found) -> Table:
     """Returns the runs: epochs to 95 % train (t_mem) and test accuracy (t_gen), first crossing."""
-    shown = Table(title=f"epochs to {100 * THRESHOLD:g} % accuracy")
-    for number, column in enumerate(COLUMNS):
-        shown.add_column(column, justify="right" if number else "left")
-    for cells in _cells(found):
-        shown.add_row(*cells)
-    return shown
-
-
-def facts() -> dict[str, Any]:
-    """Says with what a run was recorded."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    ).stdout.strip()
-    return {
-        "command": " ".join(["grokfused", *sys.argv[1:]]),
-        "commit": commit or "unknown",
-        "grokfused": grokfused.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
+    return page.terminal_table(f"epochs to {100 * THRESHOLD:g} % accuracy", COLUMNS, _cells(found))
 
 
 def draw(found: Found, path: Path) -> None:
@@ -122,15 +95,13 @@ def draw(found: Found, path: Path) -> None:
 
 def write(found: Found, setting: Setting, out: Path) -> None:
     """Writes ``tickets.md``, ``tickets.json`` and ``tickets.png``."""
-    recorded = facts()
+    recorded = page.facts()
     lines = [f"`{recorded['command']}`, commit {recorded['commit']}, torch {recorded['torch']}, "]
     lines[0] += f"{recorded['threads']} thread(s), {recorded['date'][:10]}."
-    lines += ["", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    lines += [f"| {' | '.join(cells)} |" for cells in _cells(found)]
+    lines += ["", *page.markdown_table(COLUMNS, _cells(found))]
     speedups = [e["speedup"] for e in rows(found) if e["row"] == "ticket" and e["speedup"]]
     if speedups:
         lines += ["", f"Tickets generalise {statistics.median(speedups):.1f} times sooner (median)."]
-    (out / "tickets.md").write_text("\n".join(lines) + "\n")
     record = {**recorded, "setting": asdict(setting), "rows": rows(found)}
-    (out / "tickets.json").write_text(json.dumps(record, indent=1) + "\n")
+    page.write(out, "tickets", record, "\n".join(lines) + "\n")
     draw(found, out / "tickets.png")

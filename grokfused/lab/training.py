@@ -87,7 +87,8 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
         return kind(parameters, **shared)
     ours = GrokAdam if config.optimizer == "grokadam" else GrokAdamW
-    return ours(parameters, alpha=config.alpha, lamb=config.lamb, backend=config.backend, **shared)
+    shared |= {"grad_filter": "ema" if config.lamb else "none", "backend": config.backend}
+    return ours(parameters, alpha=config.alpha, lamb=config.lamb, **shared)
 
 
 class Experiment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,13 @@ from torch.nn.parameter import is_lazy
 from grokfused.state.storage import check_param
 from grokfused.step.clipping import max_norm_of
 from grokfused.step.options import check_options, plain, warn_of_typos
+
+IDLE = (
+    "lamb=0 adds nothing, but the slow gradient is kept and moved (4 bytes per parameter in float32). "
+    "grad_filter='none' keeps none, until group['grad_filter'] = 'ema' turns it on. For a lamb that is "
+    "raised later, with the slow gradient known by then: construct with that lamb and then write "
+    "group['lamb'] = 0, which brings no warning"
+)
 
 
 def checked_group(
@@ -39,4 +47,11 @@ def checked_group(
         # What cannot be stepped now may be owned.
         if not (isinstance(tensor, Tensor) and (is_lazy(tensor) or not tensor.requires_grad)):
             check_param(tensor, f"parameter {name!r} of group {len(others)}")
+    if _idle(options) and not any(map(_idle, others)):
+        warnings.warn(IDLE, stacklevel=3)
     return group
+
+
+def _idle(options: Mapping[str, Any]) -> bool:
+    """Says whether a group's filter adds nothing."""
+    return bool(options["grad_filter"] != "none" and options["lamb"] == 0)

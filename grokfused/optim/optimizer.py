@@ -42,11 +42,12 @@ class GrokAdam(Masking, Optimizer):
         v = beta2 * v + (1 - beta2) * g * g
         p = p - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
 
-    ``p.grad`` is never modified. With ``lamb=0`` this is torch.optim's optimizer to rounding. Every option
-    is an entry of the parameter group, may differ between groups and may be changed between steps. The ranges
-    below are those of what is given; of what schedulers write later torch.optim asks nothing, and here a step
-    refuses only what would make every parameter infinite or NaN: a number that is not finite, a beta1 of 1 or
-    -1, and a beta2 or an alpha beyond [-1, 1]. (It cannot see a tensor of the device with ``capturable``.)
+    ``p.grad`` is never modified. With ``grad_filter="none"``, or with ``lamb=0``, which keeps the filter's
+    memory for nothing, this is torch.optim's optimizer to rounding. Every option is an entry of the parameter
+    group, may differ between groups and may be changed between steps. The ranges below are those of what is
+    given; of what schedulers write later torch.optim asks nothing, and here a step refuses only what would
+    make every parameter infinite or NaN: a number that is not finite, a beta1 of 1 or -1, and a beta2 or an
+    alpha beyond [-1, 1]. (It cannot see a tensor of the device with ``capturable``.)
 
     Args:
         params: Parameters (float32, bfloat16, float16, float64 or complex), named parameters, or groups of
@@ -63,7 +64,9 @@ class GrokAdam(Masking, Optimizer):
         grad_filter: "ema", or "none" for plain Adam without the filter's memory. (default: "ema")
         alpha: Memory of the slow gradient; 1 / (1 - alpha) is its time constant in steps. In [0, 1).
             (default: 0.98)
-        lamb: How much of the slow gradient is added. Any finite number. (default: 2.0)
+        lamb: How much of the slow gradient is added. Any finite number. The defaults of alpha and lamb are
+            the paper's; short runs without grokking end worse with them: docs/which-settings.md.
+            (default: 2.0)
         grad_ema_init: "first": the slow gradient starts as the first gradient, as in the authors'
             code; "zero": it starts as 0. (default: "first")
         max_grad_norm: Limits the Euclidean norm of all gradients of the optimizer together, in true units,
@@ -317,7 +320,8 @@ class GrokAdamW(GrokAdam):
     """AdamW on gradients whose slow part is amplified (Grokfast), in one pass over memory.
 
     ``GrokAdam`` with decoupled weight decay, ``p = p * (1 - lr * weight_decay)``, and 1e-2 as its default;
-    equations, arguments, state and errors are described there.
+    equations, arguments, state and errors are described there. Which alpha and lamb to try in place of an
+    AdamW: docs/which-settings.md.
     """
 
     decay = "decoupled"

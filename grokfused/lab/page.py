@@ -1,0 +1,57 @@
+"""What the pages of experiments share: with what they were recorded, tables, and the two files."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+import grokfused
+
+Cells = Iterable[Sequence[str]]
+
+
+def facts() -> dict[str, Any]:
+    """Says with what a run was recorded."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    ).stdout.strip()
+    return {
+        "command": " ".join(["grokfused", *sys.argv[1:]]),
+        "commit": commit or "unknown",
+        "grokfused": grokfused.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def markdown_table(columns: Sequence[str], cells: Cells) -> list[str]:
+    """Returns the lines of a table."""
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    return lines + [f"| {' | '.join(row)} |" for row in cells]
+
+
+def terminal_table(title: str, columns: Sequence[str], cells: Cells) -> Table:
+    """Returns the same for the terminal, figures to the right."""
+    shown = Table(title=title)
+    for number, column in enumerate(columns):
+        shown.add_column(column, justify="right" if number else "left")
+    for row in cells:
+        shown.add_row(*row)
+    return shown
+
+
+def write(out: Path, name: str, recorded: Mapping[str, Any], text: str) -> None:
+    """Writes the record as ``name.json`` and its page as ``name.md``."""
+    (out / f"{name}.json").write_text(json.dumps(recorded, indent=1) + "\n")
+    (out / f"{name}.md").write_text(text)
