@@ -11,20 +11,15 @@ NEAREST, STOCHASTIC, KAHAN = (tl.constexpr(code) for code in range(3))
 
 
 @triton.jit
-def _pointer(address, STORAGE: tl.constexpr):
+def pointers(address, i, STORAGE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Where the elements i of an array are."""
+    # Not in a function of its own: Triton before 3.9 forgets what is said of the result of a call.
     if STORAGE == FLOAT32:
         pointer = address.to(tl.pointer_type(tl.float32))
     elif STORAGE == FLOAT16:
         pointer = address.to(tl.pointer_type(tl.float16))
     else:
         pointer = address.to(tl.pointer_type(tl.uint16))
-    return pointer
-
-
-@triton.jit
-def pointers(address, i, STORAGE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Where the elements i of an array are."""
-    pointer = _pointer(address, STORAGE)
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
     return pointer + i
