@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 # Machine code for these where nvcc knows them, and PTX of the last one for GPUs to come. A GPU runs what is
-# made for a smaller minor number too, so that nothing newer than 7.5 is left out but boards (7.2, 11.0).
+# made for a smaller minor number too. With nvcc 13.0 all seven take 250 s of one processor, spread over five
+# files, and 20 MB.
 ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 USUAL_FOLDER = "/usr/local/cuda"
 

@@ -192,6 +192,8 @@ def main() -> int:
     stages = [Stage(name, "not yet run") for name in asked.stages]
     gpu_record.write(out, where, stages)
     for at, name in enumerate(asked.stages):
+        stages[at].verdict = "not ended"
+        gpu_record.write(out, where, stages)
         stages[at] = timed(name, STAGES[name], out, stages[:at])
         gpu_record.write(out, where, stages)
     print(f"recorded in {out / 'gpu_check.json'} and {out / 'gpu_check.md'}")

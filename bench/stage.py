@@ -18,7 +18,11 @@ TOLD = 6000  # characters of what a failed command has printed
 
 @dataclass
 class Stage:
-    """One thing that was to be done: ``verdict`` is "passed", "failed", "could not run" or "not yet run"."""
+    """One thing that was to be done.
+
+    ``verdict`` is "passed", "failed", "could not run", or, of what a killed check leaves, "not ended" or "not
+    yet run".
+    """
 
     name: str
     verdict: str
