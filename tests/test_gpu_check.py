@@ -3,18 +3,13 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from on_a_gpu import captured, waiting_is_an_error
 
 from bench import aims, gpu_check, gpu_record, stage, step_cuda
 from bench.gpu_check import DEFAULT, STAGES, Planned
@@ -176,9 +171,8 @@ def test_the_usual_stages_fit_a_run_of_eight_minutes() -> None:
 @pytest.mark.usefixtures("rows_of_the_cpu")
 def test_after_a_build_that_failed_what_needs_it_is_left_out(tmp_path, monkeypatch) -> None:
     info = {"backends": {"native": {"why_not": {"cuda": "_C was built without a kernel for cuda:\nno luck"}}}}
-    monkeypatch.setattr(
-        gpu_check, "run", lambda *command, **environment: (0, f"a warning\n{json.dumps(info)}")
-    )
+    printed = f"1 passed in 0.1s\n{json.dumps(info)}"
+    monkeypatch.setattr(gpu_check, "run", lambda *command, **environment: (0, printed))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(
         sys, "argv", ["gpu_check", "--out", str(tmp_path), "--stages", "build", "native", "triton"]
@@ -188,6 +182,14 @@ def test_after_a_build_that_failed_what_needs_it_is_left_out(tmp_path, monkeypat
     assert (found["build"]["verdict"], found["build"]["why"]) == ("failed", "no luck")
     assert (found["native"]["verdict"], found["native"]["why"]) == ("could not run", "the build failed")
     assert found["triton"]["verdict"] == "passed"
+
+
+def test_a_stage_whose_tests_are_all_skipped_has_failed(tmp_path, monkeypatch) -> None:
+    printed = "SKIPPED [20] tests/test_cuda_device.py: needs an NVIDIA GPU\n20 skipped in 0.10s"
+    monkeypatch.setattr(gpu_check, "run", lambda *command, **environment: (0, printed))
+    found = STAGES["device"].stage(5, tmp_path)
+    assert (found.verdict, found.why) == ("failed", "no test has run: 20 skipped in 0.10s")
+    assert found.found["skips"] == printed.splitlines()[:1]
 
 
 def test_the_table_has_a_line_per_case_and_a_column_per_backend() -> None:
@@ -202,90 +204,3 @@ def test_the_table_has_a_line_per_case_and_a_column_per_backend() -> None:
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells == ["demo", "float32", "0.50; 0.0123 ms; 1", "could not run", "-; 0.0123 ms; 7", "-"]
     assert gpu_record.why_nots(rows) == ["GrokAdamW, backend=triton could not run: no triton"]
-
-
-# --- a machine with few packages -------------------------------------------------------------------------
-
-
-@pytest.fixture
-def bare_machine(monkeypatch) -> None:
-    """Lets every pytest that is started collect tests as on a machine with a GPU and few packages."""
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-p bare_machine --collect-only")
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{TESTS}")
-
-
-@pytest.mark.usefixtures("bare_machine", "rows_of_the_cpu")
-@pytest.mark.parametrize(
-    "name",
-    ["device", *(pytest.param(name, marks=pytest.mark.slow) for name in ("native", "triton", "memcheck"))],
-)
-def test_every_stage_finds_its_tests_on_a_bare_machine(name, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(gpu_check.shutil, "which", lambda program: program)
-    sanitizer = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "99")
-
-    def without_the_sanitizer(command: Sequence[str], *others: Any, **environment: str) -> tuple[int, str]:
-        if name == "memcheck":
-            assert tuple(command[:5]) == sanitizer
-            assert environment == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        return stage.run(command[5:] if name == "memcheck" else command, *others, **environment)
-
-    monkeypatch.setattr(gpu_check, "run", without_the_sanitizer)
-    monkeypatch.setattr(sys, "argv", ["gpu_check", "--out", str(tmp_path), "--stages", name])
-    assert gpu_check.main() == 0
-    found = {
-        "device": "test_a_bucket_is_one_launch[400]",
-        "native": "bit_for_bit[float32-float32-nearest-ema-coupled-native-cuda]",
-        "triton": "bit_for_bit[float32-float32-nearest-ema-coupled-triton-cuda]",
-        "memcheck": "bit_for_bit[float32-bfloat16-stochastic-ema-coupled-native-cuda]",
-    }
-    assert found[name] in (tmp_path / "gpu_check.log").read_text()
-
-
-@pytest.mark.parametrize(
-    "which",
-    [
-        ("test_torch_suite.py", "test_bench.py", "test_gpu_check.py"),
-        pytest.param((".",), marks=pytest.mark.slow),
-    ],
-    ids=["those that want more", "all"],
-)
-@pytest.mark.usefixtures("bare_machine")
-def test_the_suite_is_collected_on_a_bare_machine(which) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"]
-    shown = subprocess.run([*command, *which], cwd=TESTS, capture_output=True, text=True)
-    assert shown.returncode == 0, shown.stdout[-3000:]
-    assert "torch's own material for tests needs the package expecttest" in shown.stdout
-    assert "tests collected" in shown.stdout
-
-
-def test_a_warning_of_torchs_neither_fails_a_test_nor_leaves_its_mode_on(monkeypatch) -> None:
-    modes = []
-
-    def set_mode(mode: str) -> None:
-        modes.append(mode)
-        if mode == "error":
-            warnings.warn(
-                "Synchronization debug mode is a prototype feature and does not yet ...", stacklevel=2
-            )
-
-    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
-    with waiting_is_an_error():
-        assert modes == ["error"]
-    with pytest.raises(RuntimeError, match="waits"), waiting_is_an_error():
-        raise RuntimeError("waits")
-    assert modes == ["error", "default"] * 2
-
-
-def test_a_capture_that_fails_is_told_by_its_error_alone(monkeypatch) -> None:
-    @contextmanager
-    def graph(_: object) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            warnings.warn("The CUDA Graph is empty. This usually means ...", stacklevel=2)
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
-    monkeypatch.setattr(torch.cuda, "graph", graph)
-    with pytest.raises(RuntimeError, match="captured"), captured():
-        raise RuntimeError("cannot be captured")
