@@ -96,9 +96,17 @@ def prepare() -> tuple[str, str]:
 
     Raises:
         NoToolkit: There is nothing to build with.
+        RuntimeError: The toolkit is of another CUDA than torch.
         ValueError: TORCH_CUDA_ARCH_LIST names what torch does not know.
     """
-    toolkit = toolkit_of(find_nvcc())
+    import torch
+
+    toolkit, needed = toolkit_of(find_nvcc()), torch.version.cuda
+    if toolkit.version.partition(".")[0] != needed.partition(".")[0]:
+        raise RuntimeError(
+            f"{toolkit.home} is CUDA {toolkit.version}, and this torch is of CUDA {needed}: their first "
+            "numbers must be the same; set CUDA_HOME to the folder of such a toolkit"
+        )
     os.environ["CUDA_HOME"] = str(toolkit.home)
     from torch.utils import cpp_extension
 
