@@ -57,9 +57,9 @@ NEW ?= HEAD
 bench-guard: $(BUILT)
 	$(BIN)/python -m bench.guard --base $(BASE) --new $(NEW)
 
-# With the Python that has a torch for CUDA: make gpu-check PYTHON=... OUT=...
+# With the Python that has a torch for CUDA: make gpu-check PYTHON=... OUT=... STAGES="bench triton"
 gpu-check:
-	$(PYTHON) -m bench.gpu_check $(if $(OUT),--out $(OUT))
+	$(PYTHON) -m bench.gpu_check $(if $(OUT),--out $(OUT)) $(if $(STAGES),--stages $(STAGES))
 
 clean:
 	rm -rf $(VENV) build *.egg-info grokfused/_C*.so grokfused/_build_error.txt
@@ -77,6 +77,6 @@ $(VENV)/.tools: $(VENV)/.installed requirements-nvcc.txt requirements-data.txt
 	$(BIN)/python -m compileall -q -j 0 -x '/py3[0-9]+_\w+\.py' $(VENV)/lib/python*/site-packages/torch
 	touch $@
 
-$(BUILT): $(VENV)/.installed setup.py pyproject.toml $(NATIVE_SOURCES)
+$(BUILT): $(VENV)/.installed $(wildcard setup*.py) pyproject.toml $(NATIVE_SOURCES)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
 	touch $@

@@ -7,6 +7,7 @@ an addition into one instruction. Only this bench compiles it so.
 from __future__ import annotations
 
 import ctypes
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -57,7 +58,7 @@ def stepper(library: Path, slice_: Slice, scalars: torch.Tensor) -> Any:
     return step
 
 
-def cost(nvcc: str = "nvcc", rounds: int = 31) -> dict[str, Any]:
+def cost(rounds: int = 31) -> dict[str, Any]:
     """Measures both kernels on 64 M float32 parameters, in turns.
 
     Returns:
@@ -70,6 +71,7 @@ def cost(nvcc: str = "nvcc", rounds: int = 31) -> dict[str, Any]:
     row = Scalars(1.0, 1.0, 0.98, 0.02, 2.0, 0.01, 0.9999, 0.1, 0.999, 0.001, 1e-3, 1.0, 1e-8)
     scalars = torch.tensor(row)
     major, minor = torch.cuda.get_device_capability()
+    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     with tempfile.TemporaryDirectory() as name:
         library = ("-shared", "-Xcompiler=-fPIC")
         try:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -32,20 +35,26 @@ IMPLEMENTATIONS += (FUSED, FOREACH_EMA, PYTHON_EMA, COPY)
 TURNS, QUICK = Turns(3.0, least=11, most=51), Turns(0.0, least=2)
 
 
-def measured(turns: Turns) -> list[Row]:
-    """Returns one row per dtype of the parameters, case and implementation."""
-    rows: list[Row] = []
+def measured(turns: Turns) -> Iterator[list[Row]]:
+    """Yields, for each dtype of the parameters and case, one row per implementation."""
     who = [ALL[name] for name in IMPLEMENTATIONS]
     for dtype in (torch.float32, torch.bfloat16):
         for name, shapes in CUDA_CASES.items():
             found = measure(name, shapes, who, Place(DEVICE, dtype), turns)
-            rows += [{"set": "gpu", **row} for row in found]
+            yield [{"set": "gpu", **row} for row in found]
             torch.cuda.empty_cache()
-    return rows
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Writes what was measured so far."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".new")
+    unfinished.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(unfinished, path)
 
 
 def main() -> int:
-    """Measures, prints and records; returns 2 where there is no GPU."""
+    """Measures, prints and records, each case when it is done; returns 2 where there is no GPU."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, default=Path("bench/results/step_cuda.json"))
     parser.add_argument("--quick", action="store_true", help="few rounds: checks, measures nothing")
@@ -54,17 +63,20 @@ def main() -> int:
         print("bench.step_cuda: torch finds no NVIDIA GPU here; nothing was measured", file=sys.stderr)
         return 2
     where = machine(" ".join(["python -m bench.step_cuda", *sys.argv[1:]]), DEVICE)
-    rows = measured(QUICK if options.quick else TURNS)
+    record: dict[str, Any] = {"machine": where, "rows": []}
     console = Console(width=show.FILE_WIDTH)
-    for title, found in show.groups(rows):
-        show.print_table(console, title, found)
-    kept = aims.of_set("gpu", rows)
+    for rows in measured(QUICK if options.quick else TURNS):
+        record["rows"] += rows
+        write(options.json, record)
+        for title, found in show.groups(rows):
+            show.print_table(console, title, found)
+    kept = aims.of_set("gpu", record["rows"])
     aims.show(console, kept)
-    cost = fma.cost()
-    console.print(f"what the contract costs: {cost}", highlight=False)
-    record = {"machine": where, "rows": rows, "aims": [aim.record() for aim in kept], "fma": cost}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(record, indent=1) + "\n")
+    record["aims"] = [aim.record() for aim in kept]
+    write(options.json, record)
+    record["fma"] = fma.cost()
+    console.print(f"what the contract costs: {record['fma']}", highlight=False)
+    write(options.json, record)
     console.print(f"recorded in {options.json}")
     return 0
 

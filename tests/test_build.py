@@ -32,6 +32,17 @@ def test_setup_is_short() -> None:
     assert len((ROOT / "setup.py").read_text().splitlines()) <= 100
 
 
+def copied(folder: Path) -> Path:
+    """Copies what a build needs into a new folder, and returns it."""
+    folder.mkdir()
+    for name in ("setup.py", "setup_cuda.py", "setup_errors.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("csrc", "grokfused"):
+        unbuilt = shutil.ignore_patterns("*.so", "__pycache__", "_build_error.txt")
+        shutil.copytree(ROOT / name, folder / name, ignore=unbuilt)
+    return folder
+
+
 # An editable installation's finder would find the repository's own _C: this copy must do without.
 TRAIN = """
 import sys
@@ -49,13 +60,7 @@ print(p.tolist() != [1.0] * 3, grokfused.info()["auto"]["cpu"], len(caught), str
 
 
 def test_without_a_compiler_the_package_works_and_quotes_the_compiler_once(tmp_path) -> None:
-    source = tmp_path / "source"
-    kept = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
-    source.mkdir()
-    for name in kept:
-        shutil.copy(ROOT / name, source)
-    for folder in ("csrc", "grokfused"):
-        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    source = copied(tmp_path / "source")
     broken = tmp_path / "c++"
     # It knows its version and nothing else.
     broken.write_text(

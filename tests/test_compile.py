@@ -116,20 +116,6 @@ def test_parameters_may_be_read_and_changed_in_the_graph() -> None:
     assert_compiled_is_the_same(made, train)
 
 
-def test_a_loss_scale_may_be_set_in_the_graph() -> None:
-    scale = torch.tensor(3.0)
-
-    def train(_: nn.Module, optimizer: GrokAdam) -> Train:
-        def run() -> None:
-            optimizer.grad_scale, optimizer.found_inf = scale * 2, scale * 0
-            optimizer.step()
-            del optimizer.grad_scale, optimizer.found_inf
-
-        return run
-
-    assert_compiled_is_the_same(made, train)
-
-
 @needs_traced_backward
 def test_a_training_step_is_one_graph() -> None:
     def train(model: nn.Module, optimizer: GrokAdam) -> Train:

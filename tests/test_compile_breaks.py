@@ -8,6 +8,7 @@ from torch._dynamo.exc import Unsupported
 from torch._dynamo.utils import counters
 
 from grokfused import GrokAdam, step_in_backward
+from grokfused.optim.dynamo import TRACES_ASSIGNMENTS, break_at_assignments
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled_before")
 
@@ -45,6 +46,34 @@ def sets_gradient_to_none(model: nn.Module, optimizer: GrokAdam) -> Train:
         optimizer.step()
 
     return run
+
+
+def sets_loss_scale(_: nn.Module, optimizer: GrokAdam) -> Train:
+    scale = torch.tensor(3.0)
+
+    def run() -> None:
+        optimizer.grad_scale, optimizer.found_inf = scale * 2, scale * 0
+        optimizer.step()
+        del optimizer.grad_scale, optimizer.found_inf
+
+    return run
+
+
+def test_a_loss_scale_may_be_set_in_compiled_code() -> None:
+    assert_compiled_is_the_same(made, sets_loss_scale, fullgraph=TRACES_ASSIGNMENTS)
+    assert any("_assign" in reason for reason in counters["graph_break"]) == (not TRACES_ASSIGNMENTS)
+
+
+def test_where_dynamo_would_fail_at_an_assignment_the_graph_breaks(monkeypatch) -> None:
+    monkeypatch.setattr(GrokAdam, "__setattr__", None, raising=False)  # to be taken back
+    monkeypatch.setattr(GrokAdam, "__delattr__", None, raising=False)
+    break_at_assignments(GrokAdam)
+    assert_compiled_is_the_same(made, sets_loss_scale, fullgraph=False)
+    assert any("_assign" in reason for reason in counters["graph_break"])
+    optimizer = made()[1]
+    optimizer.note = 1
+    del optimizer.note
+    assert not hasattr(optimizer, "note")
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")  # of set_mask

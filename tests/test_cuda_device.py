@@ -1,7 +1,10 @@
 """On an NVIDIA GPU: streams, graphs, one launch, no waiting, and tensors beyond 32-bit indices."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from on_a_gpu import captured, waiting_is_an_error
 from stepping import OPTIONS, values
 from torch.profiler import ProfilerActivity, profile
 
@@ -46,12 +49,8 @@ def test_a_bucket_is_one_launch(count) -> None:
 def test_steps_after_the_first_equal_the_cpu_and_never_wait(count, capturable) -> None:
     on_gpu, on_cpu = made(count, capturable=capturable), made(count, "cpu")
     for number in range(4):
-        if number:
-            torch.cuda.set_sync_debug_mode("error")
-        try:
+        with waiting_is_an_error() if number else nullcontext():
             on_gpu.step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
         on_cpu.step()
     assert differences(values(on_gpu), values(on_cpu)) == {}
 
@@ -62,12 +61,8 @@ def test_clipping_never_waits(capturable) -> None:
     for optimizer in (on_gpu, on_cpu):
         optimizer.param_groups[0]["max_grad_norm"] = 0.5
     for number in range(3):
-        if number:
-            torch.cuda.set_sync_debug_mode("error")
-        try:
+        with waiting_is_an_error() if number else nullcontext():
             on_gpu.step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
         on_cpu.step()
     # The norm is torch's, and its CUDA kernels add the squares in another order than its CPU ones.
     for name, value in values(on_gpu).items():
@@ -103,22 +98,21 @@ def test_a_step_runs_on_the_device_of_its_parameters() -> None:
 @pytest.mark.parametrize("count", [3, 1000])
 def test_a_captured_step_replays_as_it_would_have_run(count) -> None:
     rate = torch.tensor(3e-3, dtype=torch.float64, device="cuda")
-    captured, expected = made(count, capturable=True), made(count, "cpu")
-    captured.param_groups[0]["lr"] = rate
-    captured.step(), expected.step()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured.step()
+    on_gpu, expected = made(count, capturable=True), made(count, "cpu")
+    on_gpu.param_groups[0]["lr"] = rate
+    on_gpu.step(), expected.step()
+    with captured() as graph:
+        on_gpu.step()
     for factor in (1.0, 0.5, 0.25):
         rate.fill_(3e-3 * factor)
         expected.param_groups[0]["lr"] = 3e-3 * factor
         graph.replay(), expected.step()
-    assert differences(values(captured), values(expected)) == {}
+    assert differences(values(on_gpu), values(expected)) == {}
 
 
 def test_what_a_graph_cannot_hold_is_refused() -> None:
     for optimizer in (made(2), made(2, capturable=True)):
-        with pytest.raises(RuntimeError, match="captur"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        with pytest.raises(RuntimeError, match="captur"), captured():
             optimizer.step()
 
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from stepping import ulps_of_the_largest, values
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.testing._internal.common_optimizers import ErrorOptimizerInput, OptimizerErrorEnum
 from torch_inputs import (
     DTYPES,
     INFOS,
     PLACES,
     THEIRS,
+    ErrorOptimizerInput,
+    OptimizerErrorEnum,
     assert_same_bits,
     by_input,
     label,

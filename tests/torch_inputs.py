@@ -13,6 +13,10 @@ import pytest
 import torch
 from stepping import values
 from torch import Tensor
+
+pytest.importorskip("expecttest", reason="torch's own material for tests needs the package expecttest")
+from torch.testing._internal.common_optimizers import ErrorOptimizerInput as ErrorOptimizerInput
+from torch.testing._internal.common_optimizers import OptimizerErrorEnum as OptimizerErrorEnum
 from torch.testing._internal.common_optimizers import (
     OptimizerInfo,
     OptimizerInput,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from grokfused._version import __version__
+from grokfused.backends import gpus
 
 
 class BackendUnavailable(RuntimeError):
@@ -27,8 +28,9 @@ class Kind(NamedTuple):
     dense: bool  # the elements fill one stretch of memory, as they are: none changes when it is read
 
 
-# In the order in which "auto" asks. Each module has `adamw_step_` and `why_not(kind)`, and is imported
-# when it is first asked, so that importing grokfused needs no compiler, no triton and no _C.
+# In the order in which "auto" asks. Each module has `adamw_step_` and `why_not(kind)`, may have `note(kind)`
+# (what to know before the first step), and is imported when it is first asked, so that importing grokfused
+# needs no compiler, no triton and no _C.
 BACKENDS = {
     "native": "grokfused.backends.native",
     "triton": "grokfused.triton_kernels",
@@ -63,6 +65,7 @@ def choose(name: str, kind: Kind) -> str:
         reason = backend(name).why_not(kind)
         if reason:
             raise BackendUnavailable(f"backend={name!r} cannot run here: {reason}")
+        _tell_note(name, kind)
         return name
     reasons: list[str] = []
     for candidate in BACKENDS:
@@ -76,7 +79,18 @@ def choose(name: str, kind: Kind) -> str:
             RuntimeWarning,
             stacklevel=2,
         )
+    _tell_note(candidate, kind)
     return candidate
+
+
+def _note(name: str, kind: Kind) -> str | None:
+    of_backend = getattr(backend(name), "note", None)
+    return of_backend(kind) if of_backend else None
+
+
+def _tell_note(name: str, kind: Kind) -> None:
+    if told := _note(name, kind):
+        warnings.warn(told, RuntimeWarning, stacklevel=3)
 
 
 def choose_for(name: str, param: Tensor, dense: bool) -> str:
@@ -88,24 +102,30 @@ def info() -> dict[str, Any]:
     """Says what is active on this machine and why.
 
     Returns:
-        ``version``, ``torch`` and ``python`` (versions); ``build`` (how ``_C`` was built, or None);
-        ``backends``: name -> {"available", "why_not"}, asked for each device there is; ``auto``:
-        device -> the backend that ``backend="auto"`` takes.
+        ``version``, ``torch`` and ``python`` (versions); ``build`` (how ``_C`` was built, or None; its
+        ``cuda_error`` says why the CUDA kernels were not); ``gpus``, each with its compute capability;
+        ``backends``: name -> {"available", "why_not", "note"}, asked for each device there is; ``auto``:
+        device -> the backend that ``backend="auto"`` takes. Where there is a GPU this initializes CUDA.
     """
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     kinds = {device: Kind(device, torch.float32, dense=True) for device in devices}
     refusals = {
         name: {device: backend(name).why_not(kind) for device, kind in kinds.items()} for name in BACKENDS
     }
+    notes = {name: {device: _note(name, kind) for device, kind in kinds.items()} for name in BACKENDS}
     return {
         "version": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "build": backend("native").build_info(),
+        "gpus": [str(gpu) for gpu in gpus.visible()],
         "backends": {
             name: {
                 "available": [device for device, reason in reasons.items() if not reason],
                 "why_not": {device: reason for device, reason in reasons.items() if reason},
+                "note": {
+                    device: told for device, told in notes[name].items() if told and not reasons[device]
+                },
             }
             for name, reasons in refusals.items()
         },

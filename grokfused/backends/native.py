@@ -9,41 +9,47 @@ a tensor says that it is negated or conjugated when it is read; where it cannot 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from grokfused.backends import choose_for
+from grokfused.backends import choose_for, gpus
 from grokfused.state.arrays import ARRAYS
 from grokfused.state.sharding import dtensor_class
 
 _exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 _missing: str | None = None if _exchange else "this torch cannot exchange tensors: it must be 2.11 or newer"
+_error_file = Path(__file__).parents[1].joinpath("_build_error.txt")
+_build_error = _error_file.read_text().strip() if _error_file.exists() else None
 try:
     import grokfused._C as _C
 except ImportError as error:  # not built, or built for another Python or torch
     _missing = f"grokfused._C cannot be imported ({error})"
-    _build_error = Path(__file__).parents[1].joinpath("_build_error.txt")
-    if _build_error.exists():
-        _missing += f"; its build failed:\n{_build_error.read_text().strip()}"
+    if _build_error:
+        _missing += f"; its build failed:\n{_build_error}"
     elif Path(__file__).parents[2].joinpath("setup.py").exists():
         _missing += "; this is the source folder: start Python elsewhere to import the installed package"
 
 
 def build_info() -> dict[str, Any] | None:
-    """Returns how ``_C`` was built (version, torch target, compiler, flags), or None without it."""
-    return None if _missing else dict(_C.build_info())
+    """Returns how ``_C`` was built (version, torch target, compilers, flags), or None without it.
+
+    ``cuda_error`` says why it has no CUDA kernels where they were to be built, and is None otherwise.
+    """
+    if _missing:
+        return None
+    facts = dict(_C.build_info())
+    return {**facts, "cuda_error": None if facts["cuda_architectures"] else _build_error}
 
 
 def why_not(kind: Any) -> str | None:
     """Says why this backend cannot run a bucket of this kind (``backends.Kind``), or None."""
     if _missing:
         return _missing
-    if kind.device not in _devices():
-        return f"_C was built without a kernel for {kind.device}"
+    if kind.device != "cpu" and (reason := _why_no_kernel(kind.device)):
+        return reason
     if not kind.dense:
         return (
             "a parameter has gaps in its memory (a strided view), or is negated or conjugated only when read"
@@ -51,9 +57,21 @@ def why_not(kind: Any) -> str | None:
     return None
 
 
-@lru_cache(maxsize=1)
-def _devices() -> tuple[str, ...]:
-    return ("cpu", "cuda") if _C.build_info()["cuda_architectures"] else ("cpu",)
+def note(kind: Any) -> str | None:
+    """Says what a user should know before the first step on a bucket of this kind, or None."""
+    return gpus.note(_architectures()) if kind.device == "cuda" and not _missing else None
+
+
+def _architectures() -> tuple[str, ...]:
+    return tuple(_C.build_info()["cuda_architectures"])
+
+
+def _why_no_kernel(device: str) -> str | None:
+    built = _architectures()
+    if device == "cuda" and built:
+        return gpus.why_not(built)
+    lacks = f"_C was built without a kernel for {device}"
+    return f"{lacks}:\n{_build_error}" if device == "cuda" and _build_error else lacks
 
 
 def new_table(keys: Callable[[Tensor], int]) -> Any:

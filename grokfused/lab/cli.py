@@ -190,6 +190,9 @@ def info() -> None:
         refused = escape("\n".join(reasons))
         shown.add_row(name, ", ".join(backend["available"]), ", ".join(chosen), refused)
     console.print(shown)
+    notes = [told for backend in facts["backends"].values() for told in backend["note"].values()]
+    for line in [*(f"gpu: {gpu}" for gpu in facts["gpus"]), *notes]:
+        say(line)
     for key, value in (facts["build"] or {}).items():
         say(f"{key}: {value}")
 

@@ -3,16 +3,23 @@
 Relied on beside torch's public interface, each used here alone: Dynamo's current translator and its book of
 side effects (which Python objects the code being traced has changed), and the guard of identity. They are as
 used from torch 2.11 to 2.14; without them ``optimizer.step()`` could not be traced, only break the graph.
+Before torch 2.13 Dynamo fails where compiled code assigns to any optimizer (``break_at_assignments``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from grokfused.step.members import Owner
+
+Class = TypeVar("Class", bound=type)
+# Whether Dynamo keeps an assignment to an optimizer for after the graph; if not, it raises an AssertionError.
+TRACES_ASSIGNMENTS = torch.__version__ >= "2.13"
 
 
 def _traced(objects: Iterable[Any]) -> tuple[Any, list[Any]]:
@@ -63,3 +70,35 @@ def guard_identity(params: Iterable[Tensor]) -> None:
     for variable in _traced(params)[1]:
         if variable.source is not None:
             install_guard(variable.source.make_guard(GuardBuilder.ID_MATCH))
+
+
+def break_at_assignments(kind: Class) -> Class:
+    """Lets the graph break where compiled code assigns to such an object, or deletes what was assigned.
+
+    ``torch.amp.GradScaler`` does so: it sets ``grad_scale`` and ``found_inf`` for the time of a step.
+    """
+
+    def assign(self: Any, name: str, value: Any) -> None:
+        if torch.compiler.is_dynamo_compiling():
+            _assign(self, name, value)
+        else:
+            object.__setattr__(self, name, value)
+
+    def delete(self: Any, name: str) -> None:
+        if torch.compiler.is_dynamo_compiling():
+            _delete(self, name)
+        else:
+            object.__delattr__(self, name)
+
+    kind.__setattr__, kind.__delattr__ = assign, delete  # type: ignore[assignment, method-assign]
+    return kind
+
+
+@_disable_dynamo
+def _assign(to: Any, name: str, value: Any) -> None:
+    object.__setattr__(to, name, value)
+
+
+@_disable_dynamo
+def _delete(of: Any, name: str) -> None:
+    object.__delattr__(of, name)

@@ -15,6 +15,7 @@ from torch.optim import optimizer as torch_optimizer
 
 from grokfused.optim import op
 from grokfused.optim.compiled import compiled_step
+from grokfused.optim.dynamo import TRACES_ASSIGNMENTS, break_at_assignments
 from grokfused.optim.groups import checked_group
 from grokfused.optim.in_backward import StepInBackward
 from grokfused.optim.masking import Masking
@@ -293,6 +294,10 @@ class GrokAdam(Masking, Optimizer):
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
         make_place(self.param_groups)  # pickled before groups had one
+
+
+if not TRACES_ASSIGNMENTS:
+    break_at_assignments(GrokAdam)
 
 
 @cache
