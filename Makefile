@@ -12,7 +12,7 @@ TO_RUN := torch numpy pybind11 ninja setuptools wheel typer rich matplotlib
 # The ninja and the Python of the environment, not those of the system.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test test-all lint format bench bench-cpu bench-guard gpu-check clean
+.PHONY: demo test test-all test-triton-oldest lint format bench bench-cpu bench-guard gpu-check clean
 
 demo: $(BUILT)
 	$(BIN)/grokfused grok --overwrite
@@ -27,6 +27,11 @@ test: $(BUILT) $(VENV)/.tools
 # And what is marked slow: whole grids, kernels compiled for every architecture, trainings.
 test-all: $(BUILT) $(VENV)/.tools
 	$(PYTEST)
+
+# What the Triton kernel compiles to, with the Triton of the oldest torch there may be: 190 MB are fetched.
+test-triton-oldest: $(BUILT) $(VENV)/.tools
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --upgrade --target $(VENV)/triton-oldest triton==3.6.0
+	PYTHONPATH=$(VENV)/triton-oldest $(PYTEST) tests/test_triton.py -k compiles
 
 lint: $(BUILT) $(VENV)/.tools
 	$(BIN)/ruff format --check .

@@ -89,8 +89,8 @@ def test_the_kernel_compiles_to_wide_accesses_and_single_roundings(
     flags["FILTER"] = launcher.FILTERS["ema"]
     policies = dict(zip(NAMES, policies, strict=True))
     policies["PARAM_ROUNDING"] = launcher.PARAM_ROUNDING[policies["PARAM_ROUNDING"]]
-    constants = {**flags, **policies, "CHUNK": launcher.CHUNK, "MASKED": masked}
-    signature = {**POINTERS, "seed": "i64", **dict.fromkeys(constants, "constexpr")}
+    constants = {**flags, **policies, "TILE": launcher.TILE, "MASKED": masked}
+    signature = {**POINTERS, "tiles": "i32", "seed": "i64", **dict.fromkeys(constants, "constexpr")}
     compiled = triton.compile(
         ASTSource(fn=kernel.adamw_kernel, signature=signature, constexprs=constants),
         target=GPUTarget("cuda", capability, 32),
@@ -104,7 +104,15 @@ def test_the_kernel_compiles_to_wide_accesses_and_single_roundings(
     cubin = tmp_path / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     code = subprocess.run([tool("nvdisasm"), "-c", cubin], capture_output=True, text=True, check=True).stdout
-    arrays = 5 + policies["AMSGRAD"] + (policies["PARAM_ROUNDING"] == launcher.PARAM_ROUNDING["kahan"])
-    assert len(re.findall(r"\bLDG\.E(?:\.\w+)*\.128", code)) >= arrays
-    assert len(re.findall(r"\bSTG\.E(?:\.\w+)*\.128", code)) >= arrays - 1
+    # Bytes that a thread moves of an array at once: four elements.
+    param, state = (
+        16 if policies[name] == launcher.STORAGE[torch.float32] else 8 for name in ("PARAM", "STATE")
+    )
+    has_rest = policies["PARAM_ROUNDING"] == launcher.PARAM_ROUNDING["kahan"]
+    moved = {"LDG": {8: 0, 16: 0}, "STG": {8: 0, 16: 0}}
+    for access, arrays in {"LDG": 2 + has_rest, "STG": 1 + has_rest}.items():
+        moved[access][param] += arrays
+        moved[access][state] += 3 + policies["AMSGRAD"]
+        for width, count in moved[access].items():
+            assert len(re.findall(rf"\b{access}\.E(?:\.\w+)*\.{8 * width}\b", code)) >= count
     assert not re.findall(r"\b(?:LDL|STL)\b", code), "registers are spilled to local memory"

@@ -1,4 +1,4 @@
-"""Values that a block of 64 elements shares (grokfused/backends/blocks.py); a block lies in one chunk."""
+"""Values that a block of 64 elements shares (grokfused/backends/blocks.py); a block lies in one tile."""
 
 import triton
 import triton.language as tl

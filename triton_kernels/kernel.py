@@ -39,7 +39,7 @@ from .columns import (
 
 
 @triton.jit
-def _step_chunk(
+def _step_tile(
     slice_,
     begin,
     size,
@@ -53,18 +53,18 @@ def _step_chunk(
     FILTER: tl.constexpr,
     COUPLED: tl.constexpr,
     AMSGRAD: tl.constexpr,
-    CHUNK: tl.constexpr,
+    TILE: tl.constexpr,
     WHOLE: tl.constexpr,
     MASK: tl.constexpr,
 ):
-    # WHOLE: the chunk is full and every array aligned, so that accesses are 16 bytes wide. STOCHASTIC: the
+    # WHOLE: the tile is full and every array aligned, so that accesses are 16 bytes wide. STOCHASTIC: the
     # states are rounded so.
     every: tl.constexpr = WHOLE and MASK == mask.NONE  # and none is left out
-    i = mask.elements(begin, CHUNK, MASK)
+    i = mask.elements(begin, TILE, MASK)
     read = i < size
     kept = read
     if MASK != mask.NONE:
-        words = mask.words(tl.load(slice_ + MASK_AT), begin, size, CHUNK)
+        words = mask.words(tl.load(slice_ + MASK_AT), begin, size, TILE)
         pruned = read & (words == 0)
         kept = mask.kept_lanes(words)
         read = tl.broadcast_to(words != 0, i.shape) if WHOLE else read & (words != 0)
@@ -143,34 +143,35 @@ def _step_chunk(
 def _step_masked(
     slice_, begin, size, numbers, factor, key,
     PARAM: tl.constexpr, STATE: tl.constexpr, STOCHASTIC: tl.constexpr, PARAM_ROUNDING: tl.constexpr,
-    FILTER: tl.constexpr, COUPLED: tl.constexpr, AMSGRAD: tl.constexpr, CHUNK: tl.constexpr,
+    FILTER: tl.constexpr, COUPLED: tl.constexpr, AMSGRAD: tl.constexpr, TILE: tl.constexpr,
     WHOLE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     # MASKED: some tensor of the launch has a mask.
     if MASKED:
         if tl.load(slice_ + MASK_MODE) == 0:
-            _step_chunk(
+            _step_tile(
                 slice_, begin, size, numbers, factor, key,
-                PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD, CHUNK, WHOLE, mask.ZERO,
+                PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD, TILE, WHOLE, mask.ZERO,
             )  # fmt: skip
         else:
-            _step_chunk(
+            _step_tile(
                 slice_, begin, size, numbers, factor, key,
-                PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD, CHUNK, WHOLE, mask.FREEZE,
+                PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD, TILE, WHOLE, mask.FREEZE,
             )  # fmt: skip
     else:
-        _step_chunk(
+        _step_tile(
             slice_, begin, size, numbers, factor, key,
-            PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD, CHUNK, WHOLE, mask.NONE,
+            PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD, TILE, WHOLE, mask.NONE,
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["seed"])
+@triton.jit(do_not_specialize=["tiles", "seed"])
 def adamw_kernel(
     slices,  # int64 [tensors, SLICE]
     tensors,  # int32 [chunks]: the tensor of a chunk
     first_chunks,  # int32 [tensors]
     rows,  # int32 [tensors]: the row of scalars
+    tiles,  # of a chunk
     scalars,  # float32 [rows, ROW]
     grad_scale,
     found_inf,
@@ -185,7 +186,7 @@ def adamw_kernel(
     FILTER: tl.constexpr,
     COUPLED: tl.constexpr,
     AMSGRAD: tl.constexpr,
-    CHUNK: tl.constexpr,
+    TILE: tl.constexpr,
     MASKED: tl.constexpr,
 ):
     cancelled = False
@@ -196,7 +197,7 @@ def adamw_kernel(
         tensor = tl.load(tensors + chunk)
         slice_ = slices + tensor.to(tl.int64) * grad_filter.SLICE
         numbers = scalars + tl.load(rows + tensor).to(tl.int64) * ROW
-        begin = (chunk - tl.load(first_chunks + tensor)).to(tl.int64) * CHUNK
+        begin = (chunk - tl.load(first_chunks + tensor)).to(tl.int64) * TILE * tiles
         size = tl.load(slice_ + SIZE)
         step = tl.load(numbers + STEP)
         if STEPS_HERE:
@@ -206,14 +207,16 @@ def adamw_kernel(
         if HAS_SCALE:
             factor = tl.div_rn(factor, tl.load(grad_scale))
         key = storage.random_key(seed.to(tl.uint32), step.to(tl.int32).to(tl.uint32))
-        whole = (begin + CHUNK <= size) & (tl.load(slice_ + IS_ALIGNED) != 0)
-        if whole:
-            _step_masked(
-                slice_, begin, size, numbers, factor, key,
-                PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD, CHUNK, True, MASKED,
-            )  # fmt: skip
-        else:
-            _step_masked(
-                slice_, begin, size, numbers, factor, key,
-                PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD, CHUNK, False, MASKED,
-            )  # fmt: skip
+        aligned = tl.load(slice_ + IS_ALIGNED) != 0
+        for _ in range(tl.minimum(tiles, tl.cdiv(size - begin, TILE))):
+            if (begin + TILE <= size) & aligned:
+                _step_masked(
+                    slice_, begin, size, numbers, factor, key,
+                    PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD, TILE, True, MASKED,
+                )  # fmt: skip
+            else:
+                _step_masked(
+                    slice_, begin, size, numbers, factor, key,
+                    PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD, TILE, False, MASKED,
+                )  # fmt: skip
+            begin += TILE

@@ -16,11 +16,14 @@ from .grad_filter import FILTERS
 from .kernel import adamw_kernel
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# Elements per program; not swept on a GPU yet. The interpreter pays per program.
-CHUNK = 1 << 15 if INTERPRETED else 2048
-OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
+# Elements that a program steps at once, four a thread. Programs are small, and three at least share a
+# multiprocessor's 65,536 registers. The interpreter pays per tile.
+TILE = 1 << 15 if INTERPRETED else 512
+# A program steps more tiles where there would be more programs than this to a multiprocessor.
+PROGRAMS = 1 if INTERPRETED else 32
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 # ptxas would rather spill a few registers than use more than 128.
-ON_NVIDIA = {**OPTIONS, "maxnreg": 224}
+ON_NVIDIA = {**OPTIONS, "maxnreg": 168}
 STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 PARAM_ROUNDING = {"nearest": 0, "stochastic": 1, "kahan": 2}
 
@@ -32,6 +35,7 @@ class Table(NamedTuple):
     tensors: Tensor  # int32 [chunks]: the tensor of a chunk
     first_chunks: Tensor  # int32 [tensors]
     rows: Tensor  # int32 [tensors]: the row of scalars
+    tiles: int  # of a chunk
     chunks: int
 
 
@@ -39,13 +43,28 @@ class Table(NamedTuple):
 def _table(slice_columns: tuple[tuple[int, ...], ...], rows: tuple[int, ...], device: torch.device) -> Table:
     """Returns the table of these addresses and sizes: the same one wherever they are the same."""
     slices = torch.tensor(slice_columns, dtype=torch.int64).T.contiguous()
-    sizes = slice_columns[columns.SIZE.value]
-    counts = torch.tensor([max(1, -(-size // CHUNK)) for size in sizes])
+    tiles, counts = _cut(slice_columns[columns.SIZE.value], _processors(device))
     first = (counts.cumsum(0) - counts).to(torch.int32)
-    tensors = torch.arange(len(sizes), dtype=torch.int32).repeat_interleave(counts)
+    tensors = torch.arange(len(counts), dtype=torch.int32).repeat_interleave(counts)
     on_host = (slices, tensors, first, torch.tensor(rows, dtype=torch.int32))
     slices, tensors, first, row_of = (part.to(device) for part in on_host)
-    return Table(slices, tensors, first, row_of, chunks=int(counts.sum()))
+    return Table(slices, tensors, first, row_of, tiles, chunks=int(counts.sum()))
+
+
+def _cut(sizes: Sequence[int], processors: int) -> tuple[int, Tensor]:
+    """Returns of how many tiles a chunk is, and the chunks of each tensor: one at least, of an empty one too."""
+    tiles = 1
+    while True:
+        counts = torch.tensor([max(1, -(-size // (tiles * TILE))) for size in sizes])
+        if tiles * TILE >= max(sizes) or counts.sum() <= PROGRAMS * processors:
+            return tiles, counts
+        tiles *= 2
+
+
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 # Tables that a captured graph reads at each replay: no one tells when it is gone.
@@ -122,7 +141,7 @@ def adamw_step_(
     state_dtype = states["exp_avg"][0].dtype
     with torch.cuda.device(device if device.type == "cuda" else -1):
         adamw_kernel[(table.chunks,)](
-            *table[:4],
+            *table[:5],
             scalars.to(device, non_blocking=True),
             None if grad_scale is None else grad_scale.to(device),
             None if found_inf is None else found_inf,
@@ -137,7 +156,7 @@ def adamw_step_(
             FILTER=FILTERS[grad_filter],
             COUPLED=decay == "coupled",
             AMSGRAD="max_exp_avg_sq" in states,
-            CHUNK=CHUNK,
+            TILE=TILE,
             MASKED=any(mask is not None for mask in masks),
             **(ON_NVIDIA if device.type == "cuda" and torch.version.cuda else OPTIONS),
         )

@@ -1,6 +1,6 @@
 """Which elements of a tensor take the step, one bit each, what becomes of the others: csrc/step/mask.h.
 
-The elements of a chunk lie as [words, lanes]: so the compiler sees that a word decides for 32 neighbours.
+The elements of a tile lie as [words, lanes]: so the compiler sees that a word decides for 32 neighbours.
 """
 
 import triton
@@ -11,19 +11,19 @@ LANES = tl.constexpr(32)
 
 
 @triton.jit
-def elements(begin, CHUNK: tl.constexpr, MASK: tl.constexpr):
-    """The elements of a chunk."""
+def elements(begin, TILE: tl.constexpr, MASK: tl.constexpr):
+    """The elements of a tile."""
     if MASK == NONE:
-        i = begin + tl.arange(0, CHUNK)
+        i = begin + tl.arange(0, TILE)
     else:
-        i = begin + (tl.arange(0, CHUNK // LANES)[:, None] * LANES + tl.arange(0, LANES)[None, :])
+        i = begin + (tl.arange(0, TILE // LANES)[:, None] * LANES + tl.arange(0, LANES)[None, :])
     return i
 
 
 @triton.jit
-def words(address, begin, size, CHUNK: tl.constexpr):
-    """The words of a chunk, [words, 1]; a tensor without a mask keeps all."""
-    at = begin // LANES + tl.arange(0, CHUNK // LANES)
+def words(address, begin, size, TILE: tl.constexpr):
+    """The words of a tile, [words, 1]; a tensor without a mask keeps all."""
+    at = begin // LANES + tl.arange(0, TILE // LANES)
     there = at * LANES < tl.where(address != 0, size, 0)
     return tl.load(address.to(tl.pointer_type(tl.uint32)) + at, mask=there, other=0xFFFFFFFF)[:, None]
 

@@ -92,7 +92,8 @@ def _on_device(columns: Sequence[Sequence[float]], device: torch.device) -> list
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         # A captured copy would read the host's memory at each replay; a fill keeps its number.
         return [torch.cat([_filled(*run, device) for run in _runs(column)]) for column in columns]
-    host = torch.tensor(columns, dtype=torch.float64, device="cpu")
+    # Pinned: a copy of pageable memory may wait for what the device is doing.
+    host = torch.tensor(columns, dtype=torch.float64, device="cpu", pin_memory=device.type == "cuda")
     return list(host.to(device, non_blocking=True).unbind())
 
 
