@@ -52,7 +52,7 @@ def _table(slice_columns: tuple[tuple[int, ...], ...], rows: tuple[int, ...], de
 
 
 def _cut(sizes: Sequence[int], processors: int) -> tuple[int, Tensor]:
-    """Returns of how many tiles a chunk is, and the chunks of each tensor: one at least, of an empty one too."""
+    """Returns the tiles to a chunk, and the chunks of each tensor: an empty one has one, too."""
     tiles = 1
     while True:
         counts = torch.tensor([max(1, -(-size // (tiles * TILE))) for size in sizes])
