@@ -103,7 +103,8 @@ PYBIND11_MODULE(_C, module) {
       .def("modes", [](const Walk& walk, size_t bucket) { return walk.buckets.at(bucket).mask_modes(); })
       .def("groups", &Walk::groups_of)
       .def("starts", &Walk::starts_of)
-      .def("take_rows", &Walk::take_rows)
+      .def("derive", &Walk::derive)
+      .def("scalars", &Walk::scalars)
       .def("run", &Walk::run, py::arg("bucket"), py::arg("table"), py::arg("grad_scale"),
            py::arg("found_inf"));
 }

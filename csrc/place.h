@@ -8,6 +8,7 @@
 #include <array>
 #include <vector>
 
+#include "hyperparameters.h"
 #include "overlap.h"
 #include "policy.h"
 #include "python.h"
@@ -34,6 +35,7 @@ struct Table {
   std::vector<py::object> plain;  // torch.Tensor and torch.nn.Parameter: no DTensors
   py::object dtensor_class;       // () -> DTensor, or None where there can be none
   PolicyTable policies;
+  HyperparameterReader hyperparameters{};
   py::object step = interned("step"), mask = interned("mask"), start = interned("grad_ema_start");
   py::object shard = interned("_local_tensor"), spec = interned("_spec"), version = interned("_version");
   py::object mesh = interned("mesh"), placements = interned("placements");

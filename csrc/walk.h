@@ -83,16 +83,30 @@ class Walk {
 
   bool sharded() const { return reader_.sharded; }
 
-  // The rows that the host has derived for `keys`.
-  void take_rows(const py::list& table) {
-    if (table.size() != keys.size()) fail("a walk of ", keys.size(), " rows got ", table.size());
-    scalars_.reserve(table.size() * kScalarCount);
-    for (const py::handle row : table) {
-      const auto numbers = py::reinterpret_borrow<py::tuple>(row);
-      if (numbers.size() != kScalarCount) fail("a row of scalars is ", kScalarCount, " numbers long");
-      for (const py::handle number : numbers) scalars_.push_back(PyFloat_AsDouble(number.ptr()));
+  // Derives the rows of `keys` from the groups. `ask`: Python's step_scalars, for groups that are not plain.
+  void derive(const py::list& groups, const py::object& ask) {
+    Hyperparameters of;
+    for (const auto& [group, count, start] : keys) {
+      const py::object options = groups[group];
+      const double step = count + 1.0;
+      if (!table_.hyperparameters(options.ptr(), of)) {
+        add_row(ask(options, step, start));
+        continue;
+      }
+      if (step == start) of.alpha = 0.0;
+      const ScalarsOf<double> row = grokfused::derive(of, step);
+      const auto* numbers = reinterpret_cast<const double*>(&row);
+      scalars_.insert(scalars_.end(), numbers, numbers + kScalarCount);
     }
     rounded_.assign(scalars_.begin(), scalars_.end());
+  }
+
+  // The rows, as lists.
+  std::vector<std::vector<double>> scalars() const {
+    std::vector<std::vector<double>> found;
+    for (auto row = scalars_.begin(); row != scalars_.end(); row += kScalarCount)
+      found.emplace_back(row, row + kScalarCount);
+    return found;
   }
 
   // Tensors, or None: the device's table of scalars instead of the rows taken; `grad_scale` and `found_inf`
@@ -139,6 +153,11 @@ class Walk {
 
  private:
   static constexpr int32_t kCpu = 1, kCuda = 2;  // device types of DLPack
+
+  void add_row(const py::tuple& numbers) {
+    if (numbers.size() != kScalarCount) fail("a row of scalars is ", kScalarCount, " numbers long");
+    for (const py::handle number : numbers) scalars_.push_back(PyFloat_AsDouble(number.ptr()));
+  }
 
   const void* address_of(const py::object& numbers) const {
     DLTensor tensor;

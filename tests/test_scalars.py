@@ -1,12 +1,17 @@
 """Scalars: derived in float64 from the equations, rounded once."""
 
 import math
+import random
+from typing import Any
 
 import numpy
 import pytest
 import torch
 
 from grokfused import GrokAdamW
+from grokfused.backends import native_table
+from grokfused.step.engine import ready
+from grokfused.step.members import with_grads
 from grokfused.step.scalars import Scalars, scalar_table, step_scalars
 
 GROUP = {
@@ -76,3 +81,40 @@ def test_a_step_counter_written_by_the_user_is_obeyed() -> None:
     optimizer.state[param]["step"].fill_(41.0)
     optimizer.step()
     assert [optimizer.state[p]["step"].item() for p in (param, other)] == [42.0, 2.0]
+
+
+def rows_of(steps: list[float], starts: bool, **options: Any) -> list[tuple[float, ...]]:
+    """Returns the scalars of parameters that have taken so many steps, as a native step derives them."""
+    params = [torch.ones(1, requires_grad=True) for _ in steps]
+    for param in params:
+        param.grad = torch.ones(1)
+    optimizer = GrokAdamW(params, backend="native", grad_ema_init="first" if starts else "zero")
+    optimizer.step()
+    for param, step in zip(params, steps, strict=True):
+        optimizer.state[param]["step"] = torch.tensor(step)
+    optimizer.param_groups[0].update(options)
+    walk = ready(with_grads(optimizer), {})._walk
+    return [tuple(row) for row in walk.scalars()]
+
+
+@pytest.mark.skipif(native_table() is None, reason="the native code is not built")
+@pytest.mark.parametrize("starts", [False, True])
+def test_native_code_derives_them_alike(starts) -> None:
+    draw = random.Random(starts)
+    asked = 0
+    for _ in range(200):
+        options = {
+            "lr": draw.choice([0.0, 1e-3, 10 ** draw.uniform(-12, 3), -1e-20, 1, torch.tensor(0.25)]),
+            "betas": (draw.choice([0.0, 0.9, draw.random()]), draw.choice([0.0, 0.999, draw.random(), -0.5])),
+            "eps": draw.choice([0.0, 1e-8, draw.random(), numpy.float64(0.5)]),
+            "weight_decay": draw.choice([0.0, draw.random(), 1e38]),
+            "alpha": draw.choice([0.0, 0.98, draw.random(), math.nextafter(1.0, 0.0), 1.0]),
+            "lamb": draw.choice([0.0, 2.0, -draw.random(), 3e38]),
+            "maximize": draw.choice([False, True, numpy.True_]),
+        }
+        steps = sorted({float(draw.choice([0, 1, draw.randrange(2**24)])) for _ in range(3)})
+        group = {**GROUP, **options}
+        expected = [step_scalars(group, step + 1.0, 1.0 if starts else 0.0) for step in steps]
+        assert rows_of(steps, starts, **options) == [tuple(map(float, row)) for row in expected]
+        asked += any(type(value) is not float for value in (options["lr"], options["eps"]))
+    assert 20 < asked < 180  # both ways were taken

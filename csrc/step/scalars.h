@@ -1,8 +1,8 @@
-// The numbers that all elements of a tensor share in one step. They arrive derived and rounded
-// (grokfused/step/scalars.py does it once, in float64); but for the loss scale, nothing here may compute them
-// again.
+// The numbers that all elements of a tensor share in one step: derived once, in float64, and rounded once.
+// But for the loss scale, no kernel may compute them again.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "portable.h"
@@ -31,6 +31,32 @@ struct ScalarsOf {
 
 using Scalars = ScalarsOf<float>;
 constexpr int64_t kScalarCount = sizeof(Scalars) / sizeof(float);
+
+// A group's. alpha: 0 in the step in which the slow gradient starts as the gradient itself; grad_factor: -1
+// to maximize, else 1.
+struct Hyperparameters {
+  double lr, beta1, beta2, eps, weight_decay, alpha, lamb, grad_factor;
+};
+
+// The numbers of step 1, 2, ... The truth is derive() in grokfused/step/scalars.py, for all values that a
+// group may hold; here betas and alpha are in [0, 1).
+GROK_HD ScalarsOf<double> derive(const Hyperparameters& of, double step) {
+  ScalarsOf<double> scalars;
+  scalars.step = step;
+  scalars.grad_factor = of.grad_factor;
+  scalars.alpha = of.alpha;
+  scalars.alpha_weight = 1.0 - of.alpha;
+  scalars.lamb = of.lamb;
+  scalars.weight_decay = of.weight_decay;
+  scalars.param_scale = 1.0 - of.lr * of.weight_decay;
+  scalars.beta1_weight = 1.0 - of.beta1;
+  scalars.beta2 = of.beta2;
+  scalars.beta2_weight = 1.0 - of.beta2;
+  scalars.step_size = of.lr / (1.0 - std::pow(of.beta1, step));
+  scalars.denom_scale = 1.0 / std::sqrt(1.0 - std::pow(of.beta2, step));
+  scalars.eps = of.eps;
+  return scalars;
+}
 
 // The numbers for gradients of a loss that was multiplied by *grad_scale (null: by nothing). Here and not
 // in Python, because the scale may be known to the device alone.

@@ -84,7 +84,7 @@ class Step:
         for key, param, grad, group in self._imagined:
             imagine_step(param, grad, group, self._members.owner.state[key])
         if not self._begins:
-            self._run(self._members, self._walk, *self._buckets)
+            self._run(self._members, self._walk, self._buckets)
             return
         members = self._members
         for begin, end in itertools.pairwise([0, *self._begins, len(members.params)]):
@@ -95,7 +95,7 @@ class Step:
                 self._fitted = {**(self._fitted or {}), **mended}
                 walk = self._walked(part, self._fitted_between(begin, end))
             self._refuse(walk, begin)
-            self._run(part, walk, *self._derived(part, walk))
+            self._run(part, walk, self._derived(part, walk))
 
     def _leave_out_meta(self, members: Members) -> Members:
         """Notes the parameters on the meta device, checked, and returns the others, walked anew.
@@ -161,17 +161,16 @@ class Step:
                 f"{name}, its gradient and its states share memory with each other: give each its own"
             )
 
-    def _derived(self, members: Members, walk: Any) -> tuple[list[Any], list[Any]]:
-        """Returns the rows of scalars that the host derives; and each bucket, with the device's own table."""
+    def _derived(self, members: Members, walk: Any) -> list[Any]:
+        """Has the walk derive the scalars that the host knows; returns each bucket, with the device's own."""
         groups = members.groups
-        rows = [step_scalars(groups[group], count + 1.0, start) for group, count, start in walk.keys]
-        return rows, [
+        walk.derive(groups, step_scalars)
+        return [
             (*kind, _table(groups, walk, bucket, members.params[kind[-1]]) if kind[1] else None)
             for bucket, kind in enumerate(walk.kinds)
         ]
 
-    def _run(self, members: Members, walk: Any, rows: list[Any], buckets: list[Any]) -> None:
-        walk.take_rows(rows)
+    def _run(self, members: Members, walk: Any, buckets: list[Any]) -> None:
         for bucket, (backend, on_device, policy, place, table) in enumerate(buckets):
             scale, real = {}, real_dtype(members.params[place].dtype)
             if self._scale:
@@ -182,7 +181,7 @@ class Step:
             if not on_device and scale and scale.pop("found_inf", NONE).item() != 0:
                 continue
             if backend != "native":
-                numbers = scalar_table(rows, real) if table is None else table
+                numbers = scalar_table(walk.scalars(), real) if table is None else table
                 _run_lists(backend, walk, bucket, self._policies[policy], numbers, scale)
             elif torch.autograd.profiler._is_profiler_enabled:  # no operator of torch's tells it
                 with torch.profiler.record_function("grokfused::native"):

@@ -5,13 +5,14 @@ Python has then looked at every parameter (state/prepare.py); what is left is to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from grokfused.backends import choose_for
+from grokfused.backends.reference import Scalars
 from grokfused.state.arrays import used
 from grokfused.state.sharding import is_sharded, local
 from grokfused.state.storage import is_dense, is_unresolved
@@ -49,6 +50,7 @@ class Walk:
         self._places: dict[Alike, list[int]] = {}
         self._rows: list[int] = []
         self._starts: list[float] = []
+        self._scalars = list[Scalars]()
         self.begins, self.itself = list[int](), None
         self.sharded = any(map(is_sharded, members.params))
         self._members, self._tensors = members, list[dict[str, Any]]()
@@ -89,8 +91,13 @@ class Walk:
         """Backend, whether the device numbers the steps, policy and first place of each bucket."""
         return [(*alike[:3], places[0]) for alike, places in self._places.items()]
 
-    def take_rows(self, rows: Sequence[Any]) -> None:
-        """Is for the native backend, which cannot run here."""
+    def derive(self, groups: Sequence[dict[str, Any]], ask: Callable[..., Scalars]) -> None:
+        """Derives the rows of ``keys``; ``ask`` is ``scalars.step_scalars``."""
+        self._scalars = [ask(groups[group], count + 1.0, start) for group, count, start in self.keys]
+
+    def scalars(self) -> Sequence[Sequence[float]]:
+        """Returns the rows."""
+        return self._scalars
 
     def _of(self, bucket: int) -> list[int]:
         return list(self._places.values())[bucket]
