@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <memory>
 #include <string>
@@ -17,6 +18,7 @@
 #include "overlap.h"
 #include "packed_mask.h"
 #include "place.h"
+#include "rows.h"
 
 namespace grokfused {
 
@@ -109,6 +111,29 @@ class Walk {
     return found;
   }
 
+  // Has the device of a bucket derive its rows, after the steps that it has counted. `rows`: a tensor there,
+  // [tensors, fields of Scalars] of the numbers in which the bucket is computed; `groups`: number -> its
+  // hyperparameters in the order of Hyperparameters, and the tensors, or None, that lr, beta1 and beta2 are.
+  void derive_there(size_t index, const py::object& rows, const py::dict& groups) {
+    Bucket& own = buckets.at(index);
+    Rows found;
+    std::map<size_t, int32_t> place_of;
+    for (const auto& [number, of] : groups) {
+      place_of.emplace(number.cast<size_t>(), static_cast<int32_t>(found.groups.size()));
+      found.groups.push_back(device_group(py::reinterpret_borrow<py::tuple>(of)));
+    }
+    for (const size_t t : own.places) {
+      found.group_of.push_back(place_of.at(group_of(t)));
+      found.starts.push_back(static_cast<float>(places_[t].start));
+    }
+    found.counters = own.counters_there();
+    found.rows = const_cast<void*>(address_of(rows));
+    found.wide = own.alike.param_dtype == kFloat64;
+    found.device_index = own.alike.device_index;
+    const py::gil_scoped_release others_run;
+    row_makers().at(own.alike.device_type == kCpu ? "cpu" : "cuda")(found);
+  }
+
   // Tensors, or None: the device's table of scalars instead of the rows taken; `grad_scale` and `found_inf`
   // of one number, where the scalars are. All but `found_inf` in the numbers in which the bucket is computed.
   void run(size_t bucket, const py::object& table, const py::object& grad_scale,
@@ -153,6 +178,23 @@ class Walk {
 
  private:
   static constexpr int32_t kCpu = 1, kCuda = 2;  // device types of DLPack
+
+  DeviceGroup device_group(const py::tuple& of) const {
+    const auto [lr, beta1, beta2, eps, weight_decay, alpha, lamb, grad_factor] =
+        of[0].cast<std::array<double, 8>>();
+    DeviceGroup group{{lr, beta1, beta2, eps, weight_decay, alpha, lamb, grad_factor}, {}, {}};
+    for (int k = 0; k < 3; ++k) {
+      const auto rate = of[1].cast<py::tuple>()[k].cast<py::object>();
+      DLTensor tensor{};
+      if (rate.is_none()) continue;
+      if (!table_.read(rate, tensor)) fail("a hyperparameter is no tensor that can be read");
+      if (dtype_of(tensor) != kFloat32 && dtype_of(tensor) != kFloat64)
+        fail("a rate must be float32 or float64");
+      group.rates[k] = tensor.address();
+      group.wide[k] = dtype_of(tensor) == kFloat64;
+    }
+    return group;
+  }
 
   void add_row(const py::tuple& numbers) {
     if (numbers.size() != kScalarCount) fail("a row of scalars is ", kScalarCount, " numbers long");

@@ -2,15 +2,19 @@
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
 from stepping import BACKENDS, OPTIONS, values
 
 from grokfused import GrokAdam, GrokAdamW
+from grokfused.backends import native_table
 from grokfused.backends import reference as truth
 from grokfused.lab.agreement import differing_bits
+from grokfused.step import engine
 from grokfused.step.device_scalars import table as device_table
+from grokfused.step.members import with_grads
 from grokfused.step.scalars import scalar_table, step_scalars
 
 SCALE = 1024.0
@@ -176,6 +180,51 @@ def test_the_device_derives_the_numbers_of_the_host(betas) -> None:
     table = device_table(groups, numbers, starts, steps.unbind(), torch.device("cpu"))
     rows = [step_scalars(groups[numbers[t]], t + 1.0, starts[t]) for t in range(count)]
     assert torch.equal(table, scalar_table(rows))
+
+
+def grouped(kinds: list[dict[str, Any]], dtype: torch.dtype) -> GrokAdamW:
+    """Returns an optimizer of 300 parameters in 30 groups, whose steps its device counts: 0 to 6 so far."""
+    params = [torch.ones(1, dtype=dtype, requires_grad=True) for _ in range(300)]
+    groups = [{**kinds[n % len(kinds)], "params": params[n::30], "alpha": 0.5 + n / 100} for n in range(30)]
+    optimizer = GrokAdamW(groups, backend="native", capturable=True)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    for step, param in enumerate(params):
+        optimizer.state[param]["step"].fill_(step % 7)
+    return optimizer
+
+
+@pytest.mark.skipif(native_table() is None, reason="the native code is not built")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.87, 0.993), (0.0, 0.5)], ids=str)
+def test_native_code_derives_them_there_alike(betas, dtype, monkeypatch) -> None:
+    monkeypatch.setattr(engine, "NUMBERING_DEVICES", ("cpu",))
+    as_tensors = (torch.tensor(betas[0]), torch.tensor([betas[1]]).double())
+    kinds = [
+        {"lr": 3e-3, "betas": betas, "maximize": True},
+        {"lr": torch.tensor(0.07), "betas": as_tensors},
+        {"lr": torch.tensor(0.3, dtype=torch.bfloat16), "betas": betas, "weight_decay": 0.5},
+    ]
+    optimizer = grouped(kinds, dtype)
+    (bucket,) = engine.ready(with_grads(optimizer), {})._buckets
+    steps = [
+        (group, optimizer.state[param]["step"].item())
+        for group in optimizer.param_groups
+        for param in group["params"]
+    ]
+    rows = [step_scalars(group, step + 1.0, 1.0) for group, step in steps]
+    assert torch.equal(bucket[-1], scalar_table(rows, bucket[-1].dtype))
+
+
+@pytest.mark.skipif(native_table() is None, reason="the native code is not built")
+def test_native_code_derives_them_without_operators_of_torch(monkeypatch) -> None:
+    monkeypatch.setattr(engine, "NUMBERING_DEVICES", ("cpu",))
+    optimizer = grouped([{"lr": torch.tensor(0.07)}, {"weight_decay": 0.5}], torch.float32)
+    with torch.profiler.profile() as profile:
+        optimizer.step()
+    found = {event.key for event in profile.key_averages() if event.key.startswith(("aten", "grokfused"))}
+    assert found <= {"aten::empty", "aten::detach", "grokfused::native"}
 
 
 def test_a_changed_number_and_a_changed_tensor_reach_the_device() -> None:

@@ -1,8 +1,9 @@
 """The scalars of a step that only the device can number: captured in a graph, or under a loss scale.
 
-Whether a step counts is then known to the device alone (an overflow cancels it), and the host must not
-wait for it. The formulas are those of ``scalars.derive``; here they run on float64 tensors of the device. Its
-powers may differ from the host's in the last bit, which float32 does not show; a step in float64 does.
+Whether a step counts is then known to the device alone (an overflow cancels it), and the host must not wait
+for it. The formulas are those of ``scalars.derive``: the native backend has a kernel of them (csrc/rows.h),
+for others they run on float64 tensors of the device. Its powers may differ from the host's in the last bit,
+which float32 does not show; a step in float64 does.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grokfused.backends.reference import Scalars
 from grokfused.step.scalars import (
     TENSORS,
     Hyperparameters,
@@ -65,6 +67,30 @@ def table(
     values: Any = Hyperparameters(lr, (beta1, beta2), eps, weight_decay, alpha, lamb)  # type: ignore[arg-type]
     row: Any = derive(values, step=step, grad_factor=factor, arithmetic=TENSORS)
     return torch.stack(row, dim=1).to(dtype)
+
+
+def derive_there(
+    groups: Sequence[Group], walk: Any, bucket: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Returns what ``table`` does for a bucket of the native backend: in one launch, by csrc/rows.h."""
+    group_of = walk.groups(bucket)
+    rows = torch.empty((len(group_of), len(Scalars._fields)), dtype=dtype, device=device)
+    known = {
+        number: (_numbers(groups[number], device), _read_there(groups[number], device))
+        for number in {*group_of}
+    }
+    walk.derive_there(bucket, rows, known)
+    return rows
+
+
+def _read_there(group: Group, device: torch.device) -> tuple[Tensor | None, ...]:
+    """Returns the rates that are tensors of the device, as float32 or float64."""
+    return tuple(_as_read(rate) if _reads(rate, device) else None for rate in _rates(group))
+
+
+def _as_read(rate: Tensor) -> Tensor:
+    exact = rate.dtype in (torch.float32, torch.float64) and not rate.is_neg()
+    return rate.detach() if exact else rate.detach().double().resolve_neg()
 
 
 def _rates(group: Group) -> tuple[Any, ...]:

@@ -166,7 +166,7 @@ class Step:
         groups = members.groups
         walk.derive(groups, step_scalars)
         return [
-            (*kind, _table(groups, walk, bucket, members.params[kind[-1]]) if kind[1] else None)
+            (*kind, _table(groups, walk, bucket, kind[0], members.params[kind[-1]]) if kind[1] else None)
             for bucket, kind in enumerate(walk.kinds)
         ]
 
@@ -192,10 +192,12 @@ class Step:
 
 
 @torch.no_grad()
-def _table(groups: Groups, walk: Any, bucket: int, param: Tensor) -> Tensor:
+def _table(groups: Groups, walk: Any, bucket: int, backend: str, param: Tensor) -> Tensor:
     """Returns the scalars of a bucket, which the device numbers; ``param`` is one of it."""
-    steps = walk.lists(bucket)["step"]
     real = real_dtype(param.dtype)
+    if backend == "native":
+        return device_scalars.derive_there(groups, walk, bucket, param.device, real)
+    steps = walk.lists(bucket)["step"]
     return device_scalars.table(groups, walk.groups(bucket), walk.starts(bucket), steps, param.device, real)
 
 
