@@ -1,14 +1,12 @@
 """The CUDA kernel without a GPU: the very source runs on the CPU, and compiles to the code it should."""
 
 import ctypes
-import os
 import re
-import shutil
 import subprocess
 import sys
-import sysconfig
 import types
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +15,7 @@ import pytest
 import torch.utils.cpp_extension
 from grid import marked, reference
 
+from bench import kernels
 from bench.fma import Slice, compile_kernel
 from grokfused import backends
 from grokfused.backends.reference import Scalars, real_dtype
@@ -147,9 +146,7 @@ def test_the_kernel_equals_the_reference_bit_for_bit(case: Case, truth) -> None:
 
 def tool(name: str) -> str:
     """Returns where a program of the CUDA toolkit is, or skips and says how to get it."""
-    homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
-    homes += [str(Path(sysconfig.get_path("purelib"), "nvidia", version)) for version in ("cu13", "cu12")]
-    found = shutil.which(name, path=os.pathsep.join([os.environ["PATH"], *(f"{home}/bin" for home in homes)]))
+    found = kernels.tool(name)
     if found is None:
         pytest.skip(f"{name} is missing: install the CUDA toolkit, or pip install -r requirements-nvcc.txt")
     return found
@@ -192,19 +189,8 @@ OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("sm_80", "sm_1
 def compiled(request, tmp_path_factory) -> Compiled:
     """The launcher with all its kernels, compiled against a torch that need not know CUDA."""
     folder = tmp_path_factory.mktemp(request.param)
-    headers = [word for path in torch.utils.cpp_extension.include_paths() for word in ("-isystem", path)]
-    command = [tool("nvcc"), "-std=c++17", "-O3", "--fmad=false", f"-arch={request.param}", *headers]
-    command += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-Werror=all-warnings", "-Xptxas=-v"]
-    command += ["--keep", f"--keep-dir={folder}", "-cubin"]
-
-    def compile_(name: str) -> str:
-        written = ["-o", str(folder / f"{name}.cubin"), f"csrc/cuda/{name}.cu"]
-        done = subprocess.run([*command, *written], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stderr
-
+    compile_ = partial(kernels.compiled_by_nvcc, tool("nvcc"), request.param, folder)
     compile_("rows")  # no kernel of a step: its powers are CUDA's own
-
     with ThreadPoolExecutor() as pool:
         messages = "".join(pool.map(compile_, SOURCES))
     ptx = "".join((folder / f"{name}.ptx").read_text() for name in SOURCES)
@@ -244,23 +230,19 @@ def formats(kernel: str) -> tuple[str, str]:
 
 
 def test_the_body_moves_a_pack_at_a_time(compiled: Compiled) -> None:
-    kernels = []
+    found: dict[str, str] = {}
     for cubin in compiled.cubins:
-        command = [tool("nvdisasm"), "-c", str(cubin)]
-        code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        kernels += re.split(r"^\s*\.section\s+\.text\.", code, flags=re.MULTILINE)[1:]
-    assert len(kernels) == KERNELS
-    for kernel in kernels:
-        name = kernel.splitlines()[0]
-        param, state = (8 * ACCESS[of] for of in formats(name))
+        found |= kernels.disassembled(tool("nvdisasm"), cubin)
+    assert len(found) == KERNELS
+    for name, code in found.items():
+        param, state = (ACCESS[of] for of in formats(name))
         # The param, its rest (read where it is asked for) and grad; the moments, and what policies add.
         states = 2 + sum(rows for policy, rows in ROWS.items() if f"{len(policy)}{policy}" in name)
-        loads, stores = {64: 0, 128: 0}, {64: 0, 128: 0}
-        loads[param] += 3 if param == 64 else 2
-        stores[param] += 2 if param == 64 else 1
-        loads[state] += states
-        stores[state] += states
-        for width in (64, 128):
-            assert len(re.findall(rf"\bLDG\.E(?:\.\w+)*\.{width}", kernel)) >= loads[width], name
-            assert len(re.findall(rf"\bSTG\.E(?:\.\w+)*\.{width}", kernel)) >= stores[width], name
-        assert not re.findall(r"\b(?:LDL|STL|LD|ST)\.", kernel), f"local or generic memory in {name}"
+        rest = param == 8
+        moved = {"LDG": {8: 0, 16: 0}, "STG": {8: 0, 16: 0}}
+        for access, arrays in {"LDG": 2 + rest, "STG": 1 + rest}.items():
+            moved[access][param] += arrays
+            moved[access][state] += states
+            for width, count in moved[access].items():
+                assert kernels.wide(code, access, width) >= count, name
+        assert not re.findall(r"\b(?:LDL|STL|LD|ST)\.", code), f"local or generic memory in {name}"

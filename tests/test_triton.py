@@ -15,10 +15,8 @@ from test_cuda_kernel import tool
 from grokfused import BackendUnavailable, GrokAdamW, backends
 
 triton = pytest.importorskip("triton")
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
-
-from grokfused.triton_kernels import kernel, launcher  # noqa: E402
+from bench import kernels  # noqa: E402
+from grokfused.triton_kernels import launcher  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,38 +62,17 @@ def test_an_unknown_filter_is_refused() -> None:
         )
 
 
-POINTERS = {"slices": "*i64", "tensors": "*i32", "first_chunks": "*i32", "rows": "*i32"}
-POINTERS |= dict.fromkeys(("scalars", "grad_scale", "found_inf"), "*fp32")
-POLICIES = {
-    "float32": (0, 0, False, "nearest", False, False),
-    "bfloat16 states": (0, 1, True, "nearest", True, True),
-    "bfloat16": (1, 0, False, "nearest", True, True),
-    "bfloat16, kahan": (1, 1, True, "kahan", False, True),
-    "float16, stochastic": (2, 1, False, "stochastic", False, False),
-}
-NAMES = ("PARAM", "STATE", "STOCHASTIC", "PARAM_ROUNDING", "COUPLED", "AMSGRAD")
-
-
 SLOW = [pytest.param(capability, marks=pytest.mark.slow) for capability in (80, 100)]
 
 
 @pytest.mark.parametrize("capability", [90, *SLOW], ids="sm_{}".format)
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
-@pytest.mark.parametrize("policies", POLICIES.values(), ids=POLICIES.keys())
+@pytest.mark.parametrize("policies", kernels.TRITON)
 def test_the_kernel_compiles_to_wide_accesses_and_single_roundings(
     policies, masked, capability, tmp_path
 ) -> None:
-    flags = dict.fromkeys(("HAS_SCALE", "HAS_FOUND_INF", "STEPS_HERE"), True)
-    flags["FILTER"] = launcher.FILTERS["ema"]
-    policies = dict(zip(NAMES, policies, strict=True))
-    policies["PARAM_ROUNDING"] = launcher.PARAM_ROUNDING[policies["PARAM_ROUNDING"]]
-    constants = {**flags, **policies, "TILE": launcher.TILE, "MASKED": masked}
-    signature = {**POINTERS, "tiles": "i32", "seed": "i64", **dict.fromkeys(constants, "constexpr")}
-    compiled = triton.compile(
-        ASTSource(fn=kernel.adamw_kernel, signature=signature, constexprs=constants),
-        target=GPUTarget("cuda", capability, 32),
-        options=launcher.ON_NVIDIA,
-    )
+    policies = kernels.triton_policies(policies)
+    compiled = kernels.compiled_by_triton(policies, masked, capability)
     instructions = set(
         re.findall(r"^\s+(?:@!?%p\d+ )?([a-z]+[.][a-z0-9._]+)", compiled.asm["ptx"], re.MULTILINE)
     )
@@ -103,7 +80,7 @@ def test_the_kernel_compiles_to_wide_accesses_and_single_roundings(
     assert {name for name in instructions if re.search(r"fma|mad.*f32|approx|ftz", name)} == set()
     cubin = tmp_path / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
-    code = subprocess.run([tool("nvdisasm"), "-c", cubin], capture_output=True, text=True, check=True).stdout
+    (code,) = kernels.disassembled(tool("nvdisasm"), cubin).values()
     # Bytes that a thread moves of an array at once: four elements.
     param, state = (
         16 if policies[name] == launcher.STORAGE[torch.float32] else 8 for name in ("PARAM", "STATE")
@@ -114,5 +91,5 @@ def test_the_kernel_compiles_to_wide_accesses_and_single_roundings(
         moved[access][param] += arrays
         moved[access][state] += 3 + policies["AMSGRAD"]
         for width, count in moved[access].items():
-            assert len(re.findall(rf"\b{access}\.E(?:\.\w+)*\.{8 * width}\b", code)) >= count
+            assert kernels.wide(code, access, width) >= count
     assert not re.findall(r"\b(?:LDL|STL)\b", code), "registers are spilled to local memory"
