@@ -29,19 +29,36 @@ def made(count: int, device: str = "cuda", **options) -> GrokAdamW:
     return GrokAdamW(params, **OPTIONS, backend="native", **options)
 
 
-def kernels_of(optimizer: torch.optim.Optimizer) -> list[str]:
-    """Returns the names of the kernels that one step launches."""
+def kernels_of(optimizer: torch.optim.Optimizer, name: str = "adamw_kernel") -> list[str]:
+    """Returns the names of the kernels that one step launches, and that have this name in them."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
         optimizer.step()
         torch.cuda.synchronize()
-    return [event.name for event in recorded.events() if "adamw_kernel" in event.name]
+    on_gpu = (event for event in recorded.events() if event.device_type == torch.autograd.DeviceType.CUDA)
+    return [event.name for event in on_gpu if name in event.name]
 
 
-@pytest.mark.parametrize("count", [1, 2, 400, 401, 5000])
-def test_a_bucket_is_one_launch(count) -> None:
+@pytest.mark.parametrize("count", [1, 30, 31, 224, 225, 5000])
+def test_a_launch_steps_up_to_224_tensors(count) -> None:
     optimizer = made(count)
-    for _ in range(2):  # the op's way, and the remembered launch
-        assert len(kernels_of(optimizer)) == 1
+    for _ in range(2):
+        assert len(kernels_of(optimizer)) == -(-count // 224)
+
+
+@pytest.mark.parametrize("options", [{"capturable": True}, {}], ids=["capturable", "loss scale"])
+def test_a_schedule_neither_waits_nor_launches_more_than_three_kernels(options) -> None:
+    on_gpu, on_cpu = made(100, **options), made(100, "cpu", **options)
+    for number in range(4):
+        for optimizer, device in ((on_gpu, "cuda"), (on_cpu, "cpu")):
+            optimizer.param_groups[0]["lr"] = 1e-3 / (1 + number)
+            if not options:
+                optimizer.grad_scale = torch.tensor([1024.0], device=device)
+                optimizer.found_inf = torch.zeros(1, device=device)
+        with waiting_is_an_error() if number else nullcontext():
+            on_gpu.step()
+        on_cpu.step()
+    assert differences(values(on_gpu), values(on_cpu)) == {}
+    assert len(kernels_of(on_gpu, "")) <= 3
 
 
 @pytest.mark.parametrize("count", [3, 1000])
