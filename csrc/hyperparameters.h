@@ -1,11 +1,17 @@
-// How a group's hyperparameters are read where they are plain: floats, in ranges that every check allows. All
-// else (tensors, numpy's numbers, what schedules have driven further, errors) is for grokfused.step.scalars.
+// How a group's hyperparameters are read, and the rows of scalars that the host derives. Read are those that
+// are plain: floats, in ranges that every check allows. All else (tensors, numpy's numbers, what schedules
+// have driven further, errors) is for grokfused.step.scalars.
 #pragma once
 
+#include <pybind11/stl.h>
+
+#include <array>
 #include <cmath>
+#include <vector>
 
 #include "python.h"
-#include "step/scalars.h"
+#include "rows.h"
+#include "tensors.h"
 
 namespace grokfused {
 
@@ -40,5 +46,61 @@ class HyperparameterReader {
   py::object weight_decay_ = interned("weight_decay"), alpha_ = interned("alpha"), lamb_ = interned("lamb");
   py::object maximize_ = interned("maximize");
 };
+
+// Rows of scalars, in float64 and rounded to float32.
+class HostRows {
+ public:
+  // `ask`: Python's step_scalars. In the step `start` the slow gradient starts as the gradient itself.
+  void add(const py::object& group, double step, double start, const HyperparameterReader& read,
+           const py::object& ask) {
+    Hyperparameters of;
+    if (!read(group.ptr(), of)) {
+      const py::tuple row = ask(group, step, start);
+      if (row.size() != kScalarCount) fail("a row of scalars is ", kScalarCount, " numbers long");
+      for (const py::handle number : row) scalars_.push_back(PyFloat_AsDouble(number.ptr()));
+      return;
+    }
+    if (step == start) of.alpha = 0.0;
+    const ScalarsOf<double> row = derive(of, step);
+    const auto* numbers = reinterpret_cast<const double*>(&row);
+    scalars_.insert(scalars_.end(), numbers, numbers + kScalarCount);
+  }
+
+  void round() { rounded_.assign(scalars_.begin(), scalars_.end()); }
+
+  const void* in(bool wide) const {
+    return wide ? static_cast<const void*>(scalars_.data()) : rounded_.data();
+  }
+
+  std::vector<std::vector<double>> lists() const {
+    std::vector<std::vector<double>> found;
+    for (auto row = scalars_.begin(); row != scalars_.end(); row += kScalarCount)
+      found.emplace_back(row, row + kScalarCount);
+    return found;
+  }
+
+ private:
+  std::vector<double> scalars_;
+  std::vector<float> rounded_;
+};
+
+// `of`: the hyperparameters, in the order of Hyperparameters, and the tensors, or None, that lr, beta1 and
+// beta2 are.
+inline DeviceGroup device_group(const py::tuple& of, const TensorReader& read) {
+  const auto [lr, beta1, beta2, eps, weight_decay, alpha, lamb, grad_factor] =
+      of[0].cast<std::array<double, 8>>();
+  DeviceGroup group{{lr, beta1, beta2, eps, weight_decay, alpha, lamb, grad_factor}, {}, {}};
+  const auto rates = of[1].cast<std::array<py::object, 3>>();
+  for (int k = 0; k < 3; ++k) {
+    DLTensor tensor{};
+    if (rates[k].is_none()) continue;
+    if (!read(rates[k], tensor)) fail("a hyperparameter is no tensor that can be read");
+    if (dtype_of(tensor) != kFloat32 && dtype_of(tensor) != kFloat64)
+      fail("a rate must be float32 or float64");
+    group.rates[k] = tensor.address();
+    group.wide[k] = dtype_of(tensor) == kFloat64;
+  }
+  return group;
+}
 
 }  // namespace grokfused

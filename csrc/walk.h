@@ -6,7 +6,6 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <array>
 #include <map>
 #include <memory>
 #include <string>
@@ -18,7 +17,6 @@
 #include "overlap.h"
 #include "packed_mask.h"
 #include "place.h"
-#include "rows.h"
 
 namespace grokfused {
 
@@ -87,29 +85,13 @@ class Walk {
 
   // Derives the rows of `keys` from the groups. `ask`: Python's step_scalars, for groups that are not plain.
   void derive(const py::list& groups, const py::object& ask) {
-    Hyperparameters of;
-    for (const auto& [group, count, start] : keys) {
-      const py::object options = groups[group];
-      const double step = count + 1.0;
-      if (!table_.hyperparameters(options.ptr(), of)) {
-        add_row(ask(options, step, start));
-        continue;
-      }
-      if (step == start) of.alpha = 0.0;
-      const ScalarsOf<double> row = grokfused::derive(of, step);
-      const auto* numbers = reinterpret_cast<const double*>(&row);
-      scalars_.insert(scalars_.end(), numbers, numbers + kScalarCount);
-    }
-    rounded_.assign(scalars_.begin(), scalars_.end());
+    rows_ = HostRows();
+    for (const auto& [group, count, start] : keys)
+      rows_.add(groups[group], count + 1.0, start, table_.hyperparameters, ask);
+    rows_.round();
   }
 
-  // The rows, as lists.
-  std::vector<std::vector<double>> scalars() const {
-    std::vector<std::vector<double>> found;
-    for (auto row = scalars_.begin(); row != scalars_.end(); row += kScalarCount)
-      found.emplace_back(row, row + kScalarCount);
-    return found;
-  }
+  std::vector<std::vector<double>> scalars() const { return rows_.lists(); }
 
   // Has the device of a bucket derive its rows, after the steps that it has counted. `rows`: a tensor there,
   // [tensors, fields of Scalars] of the numbers in which the bucket is computed; `groups`: number -> its
@@ -120,7 +102,7 @@ class Walk {
     std::map<size_t, int32_t> place_of;
     for (const auto& [number, of] : groups) {
       place_of.emplace(number.cast<size_t>(), static_cast<int32_t>(found.groups.size()));
-      found.groups.push_back(device_group(py::reinterpret_borrow<py::tuple>(of)));
+      found.groups.push_back(device_group(py::reinterpret_borrow<py::tuple>(of), table_.read));
     }
     for (const size_t t : own.places) {
       found.group_of.push_back(place_of.at(group_of(t)));
@@ -139,9 +121,8 @@ class Walk {
   void run(size_t bucket, const py::object& table, const py::object& grad_scale,
            const py::object& found_inf) {
     Bucket& own = buckets.at(bucket);
-    const bool wide = own.alike.param_dtype == kFloat64;
-    const void* scalars = wide ? static_cast<const void*>(scalars_.data()) : rounded_.data();
-    own.run(table.is_none() ? scalars : address_of(table), address_of(grad_scale), address_of(found_inf));
+    const void* scalars = table.is_none() ? rows_.in(own.alike.param_dtype == kFloat64) : address_of(table);
+    own.run(scalars, address_of(grad_scale), address_of(found_inf));
   }
 
   // The tensors of a bucket as lists, for a backend of Python's: by "param", "grad", "step", "mask" (the
@@ -178,28 +159,6 @@ class Walk {
 
  private:
   static constexpr int32_t kCpu = 1, kCuda = 2;  // device types of DLPack
-
-  DeviceGroup device_group(const py::tuple& of) const {
-    const auto [lr, beta1, beta2, eps, weight_decay, alpha, lamb, grad_factor] =
-        of[0].cast<std::array<double, 8>>();
-    DeviceGroup group{{lr, beta1, beta2, eps, weight_decay, alpha, lamb, grad_factor}, {}, {}};
-    for (int k = 0; k < 3; ++k) {
-      const auto rate = of[1].cast<py::tuple>()[k].cast<py::object>();
-      DLTensor tensor{};
-      if (rate.is_none()) continue;
-      if (!table_.read(rate, tensor)) fail("a hyperparameter is no tensor that can be read");
-      if (dtype_of(tensor) != kFloat32 && dtype_of(tensor) != kFloat64)
-        fail("a rate must be float32 or float64");
-      group.rates[k] = tensor.address();
-      group.wide[k] = dtype_of(tensor) == kFloat64;
-    }
-    return group;
-  }
-
-  void add_row(const py::tuple& numbers) {
-    if (numbers.size() != kScalarCount) fail("a row of scalars is ", kScalarCount, " numbers long");
-    for (const py::handle number : numbers) scalars_.push_back(PyFloat_AsDouble(number.ptr()));
-  }
 
   const void* address_of(const py::object& numbers) const {
     DLTensor tensor;
@@ -351,8 +310,7 @@ class Walk {
   std::vector<int32_t> numbering_;
   std::vector<Place> places_;
   std::vector<Extent> extents_;
-  std::vector<double> scalars_;  // rows
-  std::vector<float> rounded_;   // the same
+  HostRows rows_;
   std::map<std::tuple<size_t, double, double>, size_t> row_of_key_;
   std::map<Alike, size_t> bucket_of_alike_;
 };
