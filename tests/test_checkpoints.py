@@ -158,3 +158,20 @@ def test_a_filter_turned_on_late_is_remembered_by_the_checkpoint() -> None:
     assert_same_bits(values(resumed), values(optimizer))
     counted = {name: value for name, value in values(optimizer).items() if "grad_ema_start" not in name}
     assert_same_bits(values(later), counted)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("made", "changed"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_states_keep_the_dtype_they_were_made_in_when_the_option_is_changed(made, changed, backend) -> None:
+    params = new_params()
+    optimizer = GrokAdamW(params, backend=backend, state_dtype=made, **OPTIONS)
+    train(optimizer, 2)
+    for group in optimizer.param_groups:
+        group["state_dtype"] = changed
+    train(optimizer, 2, seed=3)
+    resumed = GrokAdamW(copies(params), backend=backend, **OPTIONS)
+    resumed.load_state_dict(through_a_file(optimizer.state_dict()))
+    for each in (optimizer, resumed):
+        train(each, 2, seed=5)
+        assert {state["exp_avg"].dtype for state in each.state.values()} == {getattr(torch, made)}
+    assert_same_bits(values(resumed), values(optimizer))

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from grokfused.backends.reference import SHARED
-from grokfused.state.arrays import NAMES
+from grokfused.state.arrays import MOMENTS, NAMES
 from grokfused.state.blocks import as_numbers
 from grokfused.state.sharding import is_sharded, local, part_of, sharded_like
+from grokfused.state.storage import STATE_DTYPES
 from grokfused.step.grad_filter import FILTERS, START, is_pending
 from grokfused.step.mask import (
     PackedMask,
@@ -38,7 +39,8 @@ def as_saved(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> dict[s
     A mask is a tensor of codes (``mask.coded``). The memory of a filter whose first step was cancelled by an
     overflow is left out: it is made anew, and begins with the next step. (Not where torch keeps what the
     loading optimizer has, with ``full_state_dict``: zeros.) Each group tells how many ``masks`` it has, so
-    that none is lost unnoticed on the way.
+    that none is lost unnoticed on the way, and the ``state_dtype`` that its states have: they keep the one in
+    which they were made, whatever the option has become.
 
     Args:
         groups: The optimizer's parameter groups.
@@ -51,8 +53,19 @@ def as_saved(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> dict[s
             not SHARED.keys().isdisjoint(state) or START in state or isinstance(state.get("mask"), PackedMask)
         ):
             states[key] = _saved(state, param)
-    saved_groups = [{**group, MASKS: masks_of(group, states)} for group in state_dict["param_groups"]]
+    saved_groups = [
+        {**group, **_kept_dtype(group, states), MASKS: masks_of(group, states)}
+        for group in state_dict["param_groups"]
+    ]
     return {**state_dict, "state": states, "param_groups": saved_groups}
+
+
+def _kept_dtype(group: Mapping[str, Any], states: Mapping[Any, Any]) -> dict[str, str]:
+    """Returns the option for which states were made; the wider one, where it was changed in between."""
+    moments = (states[key].get(MOMENTS[0]) for key in group["params"] if isinstance(states.get(key), dict))
+    found = {moment.dtype for moment in moments if isinstance(moment, Tensor)}
+    names = [name for name, dtype in STATE_DTYPES.items() if dtype in found]
+    return {"state_dtype": names[0]} if names else {}
 
 
 def _saved(state: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
