@@ -208,7 +208,8 @@ def adamw_kernel(
             factor = tl.div_rn(factor, tl.load(grad_scale))
         key = storage.random_key(seed.to(tl.uint32), step.to(tl.int32).to(tl.uint32))
         aligned = tl.load(slice_ + IS_ALIGNED) != 0
-        for _ in range(tl.minimum(tiles, tl.cdiv(size - begin, TILE))):
+        end = tl.minimum(begin + TILE * tiles, size)
+        while begin < end:  # a `for` over a number of the device is an error in the interpreter of Triton 3.6
             if (begin + TILE <= size) & aligned:
                 _step_masked(
                     slice_, begin, size, numbers, factor, key,
