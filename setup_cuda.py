@@ -33,16 +33,21 @@ def find_nvcc() -> str:
 
     Raises:
         NoToolkit: There is none, or an empty CUDA_HOME asks for none.
+        FileNotFoundError: There is none where CUDA_HOME says.
     """
     if os.environ.get("CUDA_HOME") == "":
         raise NoToolkit("CUDA_HOME is set and empty, which leaves CUDA out")
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     places = [f"{home}/bin"] if home else [os.environ.get("PATH", ""), f"{USUAL_FOLDER}/bin"]
     found = shutil.which("nvcc", path=os.pathsep.join(places))
+    if found is None and home:
+        raise FileNotFoundError(
+            f"no nvcc was found in {home}/bin, as CUDA_HOME says: set it to the toolkit's folder"
+        )
     if found is None:
-        where = f"{home}/bin, as CUDA_HOME says" if home else f"PATH and {USUAL_FOLDER}/bin"
         raise NoToolkit(
-            f"no nvcc was found in {where}: install the CUDA toolkit or set CUDA_HOME to its folder"
+            f"no nvcc was found in PATH and {USUAL_FOLDER}/bin: install the CUDA toolkit or set CUDA_HOME to "
+            "its folder"
         )
     return found
 
@@ -50,7 +55,7 @@ def find_nvcc() -> str:
 def said(nvcc: str, *question: str) -> str:
     """Returns all that nvcc prints, or "" where it cannot be run."""
     try:
-        done = subprocess.run([nvcc, *question], capture_output=True, text=True)
+        done = subprocess.run([nvcc, *question], capture_output=True, text=True, errors="replace")
     except OSError:
         return ""
     return done.stdout + done.stderr
@@ -69,9 +74,10 @@ def toolkit_of(nvcc: str) -> Toolkit:
         version = re.search(r"\bV(\d+\.\d+\.\d+)", said(str(home / "bin" / "nvcc"), "--version"))
         if version:
             return Toolkit(home, version[1])
+    own = said(nvcc, "--version").strip() or "nothing"
     raise NoToolkit(
-        f"{nvcc} belongs to no CUDA toolkit (bin/nvcc --version was asked in {', '.join(map(str, homes))}): "
-        "set CUDA_HOME to the toolkit's folder"
+        f"{nvcc} belongs to no CUDA toolkit: to --version it says {own[-200:]!r}, and bin/nvcc in "
+        f"{' and '.join(map(str, homes))} tells none; set CUDA_HOME to the toolkit's folder"
     )
 
 

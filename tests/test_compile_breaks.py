@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import Unsupported
 from torch._dynamo.utils import counters
 
-from grokfused import GrokAdam, step_in_backward
+from grokfused import GrokAdam, GrokAdamW, step_in_backward
 from grokfused.optim.dynamo import TRACES_ASSIGNMENTS, break_at_assignments
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled_before")
@@ -119,3 +119,18 @@ def test_a_graph_that_reads_the_states_it_steps_is_refused(key) -> None:
     with pytest.raises(RuntimeError, match=r"reads optimizer\.state"):
         torch.compile(run, backend=EXACT, fullgraph=True)()
     assert all(map(torch.equal, model.parameters(), before))
+
+
+def test_the_graph_breaks_for_a_parameter_on_the_meta_device_and_the_others_are_stepped() -> None:
+    stepped = []
+    for compiled in (False, True):
+        params = [torch.ones(5).requires_grad_(), torch.ones(4, device="meta").requires_grad_()]
+        for param in params:
+            param.grad = torch.ones_like(param)
+        optimizer = GrokAdamW(params, lr=0.1)
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        for _ in range(3):
+            step()
+        stepped.append(params[0].detach())
+        assert [optimizer.state[param]["step"].item() for param in params] == [3.0, 3.0]
+    assert torch.equal(*stepped)

@@ -42,6 +42,18 @@ def test_a_group_is_the_very_dict_that_was_given(backend) -> None:
     assert differing_bits(second["params"][0].detach(), before[1]) > 0
 
 
+def test_a_live_group_may_name_its_state_dtype_by_torchs_dtype() -> None:
+    param = new_param(3)
+    optimizer = GrokAdamW([param])
+    optimizer.param_groups[0]["state_dtype"] = torch.bfloat16
+    param.grad = torch.ones(3)
+    optimizer.step()
+    assert optimizer.state[param]["exp_avg"].dtype is torch.bfloat16
+    optimizer.param_groups[0]["state_dtype"] = torch.float16
+    with pytest.raises(ValueError, match="state_dtype must be"):
+        optimizer.step()
+
+
 def test_a_group_may_name_its_state_dtype_by_torchs_dtype() -> None:
     group = {"params": [new_param(3)], "state_dtype": torch.bfloat16}
     optimizer = GrokAdamW([group])

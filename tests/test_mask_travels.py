@@ -174,3 +174,13 @@ def test_masks_of_torch_prune_are_taken_over() -> None:
 def test_a_module_that_is_not_pruned_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing in this module is pruned"):
         from_prune(nn.Linear(2, 2))
+
+
+def test_a_mask_on_the_meta_device_is_saved_and_loaded() -> None:
+    param = torch.ones(4, 3, device="meta").requires_grad_()
+    optimizer = GrokAdamW([param])
+    other = GrokAdamW([torch.ones(4, 3).requires_grad_()])
+    other.set_mask(other.param_groups[0]["params"][0], torch.eye(4, 3).bool())
+    optimizer.load_state_dict(other.state_dict())
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.masks()[param].is_meta

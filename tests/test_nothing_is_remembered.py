@@ -188,6 +188,23 @@ def test_a_graph_that_make_fx_has_traced_takes_the_step(stepped) -> None:
     assert_same_bits(values(optimizer), values(twin))
 
 
+def test_beside_a_parameter_on_the_meta_device_a_recorded_step_is_taken() -> None:
+    class Records(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            seen.append(str(operator))
+            return operator(*args, **(kwargs or {}))
+
+    seen: list[str] = []
+    real, meta = torch.ones(5).requires_grad_(), torch.ones(4, device="meta").requires_grad_()
+    optimizer = GrokAdamW([meta, real], lr=0.1)
+    real.grad, meta.grad = torch.ones(5), torch.ones(4, device="meta")
+    with Records():
+        optimizer.step()
+    assert "grokfused.optimizer_step_.default" in seen
+    assert real[0] < 1
+    assert [optimizer.state[param]["step"].item() for param in (real, meta)] == [1.0, 1.0]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", [GrokAdam, GrokAdamW])
 def test_parameters_that_share_memory_are_stepped_one_after_the_other(kind, backend) -> None:

@@ -219,6 +219,11 @@ def test_a_parameter_on_the_meta_device_is_stepped_as_by_torch(backend) -> None:
     assert state["step"].item() == mixed.state[with_values]["step"].item() == 2
     assert state.keys() == plain.state[alone].keys()
     assert all(state[name].is_meta and state[name].shape == (4,) for name in ("exp_avg", "exp_avg_sq"))
+    # An overflow changes nothing.
+    mixed.found_inf = torch.ones(1)
+    mixed.step()
+    assert state["step"].item() == mixed.state[with_values]["step"].item() == 2
+    del mixed.found_inf
     # Checked before anything changes, as others are.
     mixed.state[with_values]["step"] = torch.tensor(0.5)
     before = Snapshot(mixed)

@@ -26,7 +26,8 @@ class Shared(NamedTuple):
         decode: Returns these as the step knows them.
         measure: Returns [n], of which the largest of each block is found; NaN and what is below 0 count as 0.
         encode: Called with these in place of the shared values. Returns what is stored: those arrays, of
-            which 0 becomes 0, and the shared value, the same for the whole block.
+            which 0 becomes 0, and the shared value, the same for the whole block. What it makes of finite
+            numbers that were decoded is what they were decoded of, so that checkpoints change nothing.
     """
 
     states: tuple[str, ...]

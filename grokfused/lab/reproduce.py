@@ -79,9 +79,20 @@ def reproduce() -> None:
 def seed_numbers(seeds: str) -> list[int]:
     """Returns the seeds that an option lists, or refuses it."""
     try:
-        return [int(number) for number in seeds.split(",")]
+        numbers = [int(number) for number in seeds.split(",")]
     except ValueError as error:
         raise refuse(f"--seeds takes integers with commas between them, got {seeds!r}") from error
+    if min(numbers) < 0 or len({*numbers}) < len(numbers):
+        raise refuse(f"--seeds takes different integers from 0 on, got {seeds!r}")
+    return numbers
+
+
+def make(out: Path) -> None:
+    """Makes the folder of an experiment, or refuses it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise refuse(f"--out={out} cannot be made: {error.strerror}") from error
 
 
 @app.command()
@@ -133,7 +144,7 @@ def rounding(
     torch.set_num_threads(threads)
     setting = rounding_.QUICK if quick else rounding_.FULL
     text = rounding_.text_of(setting.held_out)
-    out.mkdir(parents=True, exist_ok=True)
+    make(out)
     found: dict[tuple[rounding_.Row, int], float] = {}
     for seed in numbers:
         for row in rounding_.ROWS:
@@ -167,7 +178,7 @@ def settings(
         digits()
     except ImportError as error:
         raise refuse(str(error)) from error
-    out.mkdir(parents=True, exist_ok=True)
+    make(out)
     store = settings_.Store(out / "runs.jsonl", setting)
     runs = []
     for task, seed, row in settings_.plan(numbers):

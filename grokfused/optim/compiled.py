@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from grokfused.optim import op
@@ -58,18 +59,22 @@ def _traceable(name: str) -> tuple[int, ...] | None:
 
     Returns:
         Which ``op.rate`` is a tensor; or None where the graph must break: for DTensors, which the compiler
-        would take apart; for complex parameters, of which Inductor (torch 2.13) makes no graph; and where
-        ``keeps_back`` says so.
+        would take apart; for complex parameters, of which Inductor (torch 2.13) makes no graph; for those on
+        the meta device, which a compiler takes for values to come; and where ``keeps_back`` says so.
     """
     optimizer = op.optimizers[name]
     groups = optimizer.param_groups
     refuse_incomplete(groups, optimizer.defaults)
     setattr(op.traced_groups, name, groups)
     params = [param for group in groups for param in group["params"]]
-    if any(is_sharded(param) or param.is_complex() for param in params) or keeps_back(optimizer):
+    if any(map(_is_left_out, params)) or keeps_back(optimizer):
         return None
     guard_identity(params)
     return op.tensor_rates(groups)
+
+
+def _is_left_out(param: Tensor) -> bool:
+    return is_sharded(param) or param.is_complex() or param.is_meta
 
 
 def _create_states(name: str, stepped: tuple[int, ...]) -> None:

@@ -177,7 +177,8 @@ def _optimizer_step_fake(*args: Any) -> None:
     """
     params, grads, stepped, name = args[0], args[1], args[-2], args[-1]
     mode = torch._guards.detect_fake_mode(params)
-    if mode is None:
+    if mode is None:  # no one pretends: a parameter is on the meta device
+        _optimizer_step_(*args)
         return
     members = [(param, group) for group in optimizers[name].param_groups for param in group["params"]]
     for (param, group), grad in zip((members[index] for index in stepped), grads, strict=True):

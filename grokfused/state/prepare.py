@@ -160,7 +160,8 @@ def prepare_state(param: Tensor, state: State, group: Group) -> None:
             state |= as_stored(state, param, array.name)
         else:
             state[array.name] = state_like(param, own, planes=array.planes)
-            if array.name in FILTERS[group["grad_filter"]].states:
+            kind = FILTERS[group["grad_filter"]]
+            if kind.starts and array.name in kind.states:
                 note_start(state)
     take_mask(state, param)
     if "mask" in state:

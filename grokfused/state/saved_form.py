@@ -69,7 +69,8 @@ def _kept_dtype(group: Mapping[str, Any], states: Mapping[Any, Any]) -> dict[str
 
 
 def _saved(state: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
-    memory = [name for kind in FILTERS.values() for name in kind.states] if is_pending(state) else ()
+    kinds = [kind for kind in FILTERS.values() if kind.starts] if is_pending(state) else []
+    memory = {name for kind in kinds for name in kind.states}
     shown = as_numbers(state, param).items()
     saved = {key: value for key, value in shown if key not in (START, *memory)}
     if isinstance(mask := state.get("mask"), PackedMask):

@@ -31,9 +31,9 @@ def state_dtype_name(dtype: object) -> str:
     return name
 
 
-def state_dtype_for(param: Tensor, name: str) -> torch.dtype:
+def state_dtype_for(param: Tensor, name: object) -> torch.dtype:
     """Returns the dtype of a parameter's states: its own where it is wide or complex, else the option's."""
-    return param.dtype if param.dtype in OWN_STATES else STATE_DTYPES[name]
+    return param.dtype if param.dtype in OWN_STATES else STATE_DTYPES[state_dtype_name(name)]
 
 
 def widens(state: torch.dtype, own: torch.dtype) -> bool:

@@ -81,7 +81,7 @@ class Step:
         """Takes the step. Parameters that share memory are stepped one after the other, in their order."""
         if self._only_makes_states:
             return
-        for key, param, grad, group in self._imagined:
+        for key, param, grad, group in () if self._imagined and self._is_cancelled() else self._imagined:
             imagine_step(param, grad, group, self._members.owner.state[key])
         if not self._begins:
             self._run(self._members, self._walk, self._buckets)
@@ -111,6 +111,11 @@ class Step:
         self._members = members.some([not param.is_meta for param in members.params])
         self._walk = self._walked(self._members, None)
         return self._members
+
+    def _is_cancelled(self) -> bool:
+        """Asks whether an overflow cancels the step; the host waits for the answer."""
+        found_inf = self._scale.get("found_inf")
+        return found_inf is not None and not found_inf.is_meta and found_inf.item() != 0
 
     def _to_mend(self) -> list[int]:
         """Returns the places that the walk could not take, or that share memory with themselves, but once."""

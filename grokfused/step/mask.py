@@ -99,11 +99,14 @@ def decoded(mask: Tensor) -> tuple[Tensor, str]:
     Where nothing is left out the mode says nothing, and is "zero".
     """
     codes = local(mask)
-    return codes == KEPT, "freeze" if (codes == CODES["freeze"]).any() else "zero"
+    freezes = not codes.is_meta and (codes == CODES["freeze"]).any()
+    return codes == KEPT, "freeze" if freezes else "zero"
 
 
 def check_codes(mask: Tensor, name: object) -> None:
     """Raises ValueError where a saved mask holds other codes than those of one mode."""
+    if mask.is_meta:
+        return
     found = set(local(mask).unique().tolist())
     if 0 in found:
         raise ValueError(

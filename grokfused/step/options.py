@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy
+import torch
 
 from grokfused import backends
 from grokfused.state.storage import PARAM_ROUNDINGS, STATE_DTYPES, state_dtype_name
@@ -68,7 +69,9 @@ def check_options(options: Mapping[str, Any], *, given: bool = False) -> None:
 def check_choices(options: Mapping[str, Any]) -> None:
     """Raises ValueError or TypeError naming the first of ``OPTIONS`` that is out of its range."""
     for name, allowed in CHOICES.items():
-        if not (isinstance(options[name], str) and options[name] in allowed):
+        if name == "state_dtype" and isinstance(options[name], torch.dtype):  # as it may be given
+            state_dtype_name(options[name])
+        elif not (isinstance(options[name], str) and options[name] in allowed):
             raise ValueError(f"{name} must be one of {allowed}, got {options[name]!r}")
     for name in FLAGS:
         check_flag(name, options[name])
