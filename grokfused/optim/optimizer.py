@@ -84,8 +84,8 @@ class GrokAdam(Masking, Optimizer):
             replayed as they were captured. No effect on CPU parameters. (default: False)
         foreach, fused: Accepted, so that an AdamW call site needs no edit; no effect.
         differentiable: Must be False.
-        state_dtype: torch.float32 or torch.bfloat16, the dtype of all states but those of float64 and
-            complex parameters, which have their parameter's. (default: torch.float32)
+        state_dtype: torch.float32 or torch.bfloat16, the dtype in which states are made, but those of float64
+            and complex parameters, which have their parameter's. (default: torch.float32)
         state_rounding: How bfloat16 states are rounded: "stochastic" (unbiased) or "nearest" (a second
             moment with beta2 = 0.999 then stops moving). (default: "stochastic")
         param_rounding: How bfloat16 and float16 parameters are rounded; no effect on float32. "nearest" loses
