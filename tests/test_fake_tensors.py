@@ -51,12 +51,12 @@ def test_the_states_of_fake_parameters_are_laid_out_as_those_of_true_ones(kind, 
 
 
 def test_a_step_asks_no_fake_tensor_for_its_value() -> None:
-    with FakeTensorMode() as mode:
+    with FakeTensorMode():
         optimizer, model = trained(GrokAdamW, steps=1)
         group = optimizer.param_groups[0]
         # What has no value at all: a rate that was computed, a counter that was taken over.
         group["lr"], group["betas"] = torch.rand(()), (torch.rand(()), 0.9)
-        counter = mode.from_tensor(torch.tensor(7.0))
+        counter = torch.rand(())
         optimizer.state[model[0].weight]["step"] = counter
         with pytest.raises(RuntimeError):
             counter.item()

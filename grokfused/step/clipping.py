@@ -101,7 +101,10 @@ def _norm(alike: list[Tensor]) -> Tensor:
     if alike[0].dtype in (torch.float32, torch.float64):
         return torch.nn.utils.get_total_norm(alike)
     pieces = [piece for grad in alike for piece in _pieces(grad)]
-    each: list[Tensor] = list(torch._foreach_norm(pieces, 2.0, dtype=torch.float32))
+    if hasattr(alike[0], "device_mesh"):  # torch 2.14 takes the dtype of a norm of several for a dimension
+        each = [torch.linalg.vector_norm(piece, dtype=torch.float32) for piece in pieces]
+    else:
+        each = list(torch._foreach_norm(pieces, 2.0, dtype=torch.float32))
     norm: Tensor = torch.linalg.vector_norm(torch.stack(each))
     return norm
 
