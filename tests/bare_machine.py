@@ -3,6 +3,7 @@
 import importlib.abc
 import sys
 from importlib import metadata
+from importlib.machinery import ModuleSpec, PathFinder
 
 import pytest
 import torch
@@ -34,26 +35,25 @@ def name_in(requirement: str) -> str:
     return requirement[:end]
 
 
-class Absent(importlib.abc.MetaPathFinder):
-    """Finds nothing of the distributions that are not on that machine."""
+class Present(importlib.abc.MetaPathFinder):
+    """Finds what Python finds on its path, but for the distributions that are not on that machine."""
 
     def __init__(self) -> None:
         there = needed(INSTALLED) | {"grokfused"}
         modules = metadata.packages_distributions().items()
-        self.modules = {
+        self.absent = {
             module
             for module, names in modules
             if not there & {name.lower().replace("_", "-") for name in names}
         }
 
-    def find_spec(self, name: str, path=None, target=None) -> None:
-        if name.partition(".")[0] in self.modules:
-            raise ModuleNotFoundError(f"No module named {name!r} on a bare machine", name=name)
+    def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
+        return None if name.partition(".")[0] in self.absent else PathFinder.find_spec(name, path, target)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    sys.meta_path.insert(0, Absent())
+    sys.meta_path[:] = [Present() if finder is PathFinder else finder for finder in sys.meta_path]
     torch.cuda.is_available = lambda: True
     torch.cuda.device_count = lambda: 1
     torch.cuda.get_device_name = lambda *device: "acted"

@@ -45,7 +45,7 @@ def test_every_stage_finds_its_tests_on_a_bare_machine(name, tmp_path, monkeypat
     done = gpu_check.STAGES[name].stage(60, tmp_path)
     assert done.verdict == "passed", done
     found = {
-        "device": "test_a_bucket_is_one_launch[400]",
+        "device": "test_a_launch_steps_up_to_224_tensors[5000]",
         "native": "bit_for_bit[float32-float32-nearest-ema-coupled-native-cuda]",
         "triton": "bit_for_bit[float32-float32-nearest-ema-coupled-triton-cuda]",
         "memcheck": "bit_for_bit[float32-bfloat16-stochastic-ema-coupled-native-cuda]",
