@@ -2,11 +2,7 @@
 
 import json
 import math
-import os
-import subprocess
 import sys
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -38,7 +34,6 @@ from grokfused.lab.bench.traffic import traffic, under_masks
 from grokfused.lab.cli import app
 from grokfused.step.mask import pack
 
-ROOT = Path(__file__).parent.parent
 TWICE = Turns(0.0, least=2)
 SMALL = [(70,), (5, 33), (64, 96)]
 
@@ -330,22 +325,3 @@ def test_the_command_refuses_before_it_measures(arguments, message, monkeypatch)
 def test_there_is_nothing_to_draw_of_rows_that_say_why_not(tmp_path) -> None:
     with pytest.raises(ValueError, match="no row was measured"):
         plots.draw([{"set": "steps", "why_not": "absent"}], tmp_path / "run.png")
-
-
-def test_pytest_benchmark_runs_groups_and_compares_the_suite(tmp_path, monkeypatch, capsys) -> None:
-    comparison = pytest.importorskip("pytest_benchmark.cli")
-    if find_spec("pygal") is None:  # imported it would stay, and have a part in every later import
-        pytest.skip("pytest-benchmark draws histograms with the package pygal")
-    path = tmp_path / "run.json"
-    chosen = [f"bench/test_step.py::test_step[demo-{name}-float32]" for name in (FUSED, COPY)]
-    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
-    run += [f"--benchmark-json={path}", f"--benchmark-histogram={tmp_path / 'histogram'}"]
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
-    shown = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True, env=alone).stdout
-    assert "benchmark 'demo, float32': 2 tests" in shown
-    assert len(list(tmp_path.glob("histogram*.svg"))) == 1
-    found = json.loads(path.read_text())["benchmarks"]
-    assert {bench["extra_info"]["bytes_per_element"] for bench in found} == {28, 8}
-    monkeypatch.setattr(sys, "argv", ["pytest-benchmark", "compare", str(path), "--columns=median"])
-    comparison.main()
-    assert "benchmark 'demo, float32': 2 tests" in "".join(capsys.readouterr())

@@ -1,9 +1,12 @@
-"""What `grokfused bench` writes: asked before anything is measured, and kept when Ctrl-C ends it."""
+"""What the bench writes: asked before anything is measured, and kept when Ctrl-C ends it."""
 
 import errno
 import json
 import os
 import signal
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from grokfused.lab.bench.rows import measure
 from grokfused.lab.bench.sets import SETS, BenchSet
 from grokfused.lab.cli import app
 
+ROOT = Path(__file__).parent.parent
 OPTIONS = ("--json", "--markdown", "--plot")
 
 
@@ -128,3 +132,22 @@ def test_a_disk_that_fills_while_it_is_measured_is_told(monkeypatch, tmp_path) -
     result = run(*options(tmp_path))
     assert result.exit_code == 2
     assert "json cannot be written (No space left on device): name a file" in result.stderr
+
+
+def test_pytest_benchmark_runs_groups_and_compares_the_suite(tmp_path, monkeypatch, capsys) -> None:
+    comparison = pytest.importorskip("pytest_benchmark.cli")
+    if find_spec("pygal") is None:  # imported it would stay, and have a part in every later import
+        pytest.skip("pytest-benchmark draws histograms with the package pygal")
+    path = tmp_path / "run.json"
+    chosen = [f"bench/test_step.py::test_step[demo-{name}-float32]" for name in (FUSED, COPY)]
+    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
+    run += [f"--benchmark-json={path}", f"--benchmark-histogram={tmp_path / 'histogram'}"]
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    shown = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True, env=alone).stdout
+    assert "benchmark 'demo, float32': 2 tests" in shown
+    assert len(list(tmp_path.glob("histogram*.svg"))) == 1
+    found = json.loads(path.read_text())["benchmarks"]
+    assert {bench["extra_info"]["bytes_per_element"] for bench in found} == {28, 8}
+    monkeypatch.setattr(sys, "argv", ["pytest-benchmark", "compare", str(path), "--columns=median"])
+    comparison.main()
+    assert "benchmark 'demo, float32': 2 tests" in "".join(capsys.readouterr())

@@ -9,7 +9,6 @@ import torch
 from stepping import BACKENDS, OPTIONS, values
 
 from grokfused import GrokAdam, GrokAdamW
-from grokfused.backends import native_table
 from grokfused.backends import reference as truth
 from grokfused.lab.agreement import differing_bits
 from grokfused.step import engine
@@ -195,7 +194,6 @@ def grouped(kinds: list[dict[str, Any]], dtype: torch.dtype) -> GrokAdamW:
     return optimizer
 
 
-@pytest.mark.skipif(native_table() is None, reason="the native code is not built")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.87, 0.993), (0.0, 0.5)], ids=str)
 def test_native_code_derives_them_there_alike(betas, dtype, monkeypatch) -> None:
@@ -217,7 +215,6 @@ def test_native_code_derives_them_there_alike(betas, dtype, monkeypatch) -> None
     assert torch.equal(bucket[-1], scalar_table(rows, bucket[-1].dtype))
 
 
-@pytest.mark.skipif(native_table() is None, reason="the native code is not built")
 def test_native_code_derives_them_without_operators_of_torch(monkeypatch) -> None:
     monkeypatch.setattr(engine, "NUMBERING_DEVICES", ("cpu",))
     optimizer = grouped([{"lr": torch.tensor(0.07)}, {"weight_decay": 0.5}], torch.float32)

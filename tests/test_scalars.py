@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from grokfused import GrokAdamW
-from grokfused.backends import native_table
 from grokfused.step.engine import ready
 from grokfused.step.members import with_grads
 from grokfused.step.scalars import Scalars, scalar_table, step_scalars
@@ -97,7 +96,6 @@ def rows_of(steps: list[float], starts: bool, **options: Any) -> list[tuple[floa
     return [tuple(row) for row in walk.scalars()]
 
 
-@pytest.mark.skipif(native_table() is None, reason="the native code is not built")
 @pytest.mark.parametrize("starts", [False, True])
 def test_native_code_derives_them_alike(starts) -> None:
     draw = random.Random(starts)

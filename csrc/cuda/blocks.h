@@ -3,11 +3,10 @@
 #pragma once
 
 #include "../step/blocks.h"
+#include "chunks.h"
 #include "packs.h"
 
 namespace grokfused {
-
-constexpr int kThreads = 256;
 
 // The largest number of `threads` neighbours, a power of two of one warp; each of them gets it.
 template <class Number>

@@ -12,6 +12,8 @@
 
 namespace grokfused {
 
+constexpr int kThreads = 256;  // of a block
+
 // Elements of the smallest chunk, of which a thread of a block steps one pack; larger ones are twice and
 // twice as large, so that a chunk begins with a word of a mask. Where blocks would be more than a device
 // keeps busy for so many waves, chunks grow: each costs the reading of its numbers.

@@ -81,8 +81,9 @@ class Step:
         """Takes the step. Parameters that share memory are stepped one after the other, in their order."""
         if self._only_makes_states:
             return
-        for key, param, grad, group in () if self._imagined and self._is_cancelled() else self._imagined:
-            imagine_step(param, grad, group, self._members.owner.state[key])
+        if self._imagined and not self._is_cancelled():
+            for key, param, grad, group in self._imagined:
+                imagine_step(param, grad, group, self._members.owner.state[key])
         if not self._begins:
             self._run(self._members, self._walk, self._buckets)
             return
