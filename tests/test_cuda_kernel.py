@@ -103,7 +103,7 @@ def kernel_step_(
         ctypes.c_uint32(seed),
         *(word.encode() for word in (*dtypes, state_rounding, param_rounding, grad_filter, decay)),
         int("max_exp_avg_sq" in states),
-        len(window[0]) if "grad_window" in states else 0,
+        next((len(array[0]) for array in states.values() if array[0].dim() > params[0].dim()), 0),
         1,  # processor: few blocks, of several packs a thread
         int(how == "numbers on the host"),  # a small table, where all fits there
         int(not on_host),

@@ -93,12 +93,13 @@ def test_leaving_out_what_the_loss_never_sees_changes_nothing() -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_a_resumed_experiment_equals_an_uninterrupted_one_bit_for_bit() -> None:
-    whole = Experiment(SMALL)
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, grad_filter="mean", window_size=7)])
+def test_a_resumed_experiment_equals_an_uninterrupted_one_bit_for_bit(config) -> None:
+    whole = Experiment(config)
     expected = list(whole.evaluations(24, stop_at=2))
-    half = Experiment(SMALL)
+    half = Experiment(config)
     first = list(half.evaluations(12, stop_at=2))
-    resumed = Experiment(SMALL)
+    resumed = Experiment(config)
     resumed.load_state_dict(half.state_dict())
     got = [*first, *resumed.evaluations(24, stop_at=2)]
     assert [{**asdict(e), "seconds": 0} for e in got] == [{**asdict(e), "seconds": 0} for e in expected]
@@ -219,6 +220,17 @@ def test_resuming_with_another_option_is_refused_by_name() -> None:
 def test_resuming_without_a_filter_ignores_the_filters_options() -> None:
     adam = replace(SMALL, optimizer="adam", weight_decay=0.0)
     Experiment(replace(adam, lamb=3.0)).load_state_dict(Experiment(adam).state_dict())
+
+
+def test_a_filter_brings_what_the_paper_ran_it_with(tmp_path: Path) -> None:
+    grok("--budget", 20, "--filter", "mean", "--out", tmp_path)
+    grok("--budget", 20, "--filter", "mean", "--window", 7, "--lamb", 1, "--out", tmp_path)
+    grok("--budget", 20, "--filter", "none", "--out", tmp_path)
+    assert {folder.name for folder in tmp_path.iterdir()} == {
+        "grokadam-lr0.001-wd0.01-mean100-lamb5-seed0",
+        "grokadam-lr0.001-wd0.01-mean7-lamb1-seed0",
+        "grokadam-lr0.001-wd0.005-nofilter-seed0",
+    }
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no checkpoint"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +19,7 @@ from grokfused.lab import agreement, report, reproduce
 from grokfused.lab.bench.command import bench
 from grokfused.lab.run_folder import RunFolder, RunFolderError
 from grokfused.lab.terminal import console, interruptible, refuse, say
-from grokfused.lab.training import WEIGHT_DECAY, Config, Experiment, OptionChanged
+from grokfused.lab.training import FILTERS, WEIGHT_DECAY, Config, Experiment, OptionChanged
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +30,7 @@ app = typer.Typer(
 app.add_typer(reproduce.app, name="reproduce")
 app.command()(bench)
 OptimizerName = Literal["grokadam", "grokadamw", "adam", "adamw"]
+FilterName = Literal["ema", "mean", "none"]
 BackendName = Literal["auto", "native", "triton", "reference"]
 CHECKPOINT_EVERY = 5  # evaluations
 
@@ -132,12 +133,24 @@ def grok(
         float | None,
         typer.Option(
             callback=_must("a number >= 0", lambda x: 0 <= x < math.inf),
-            help="Default: 0.005; adam 0; adamw 1.0.",
+            help="Default: 0.005; with the filter mean 0.01; adam 0; adamw 1.0.",
         ),
     ] = None,
     lr: Annotated[float, typer.Option(callback=_must("a number >= 0", lambda x: 0 <= x < math.inf))] = 1e-3,
     alpha: Annotated[float, typer.Option(callback=_must("in [0, 1)", lambda x: 0 <= x < 1))] = 0.98,
-    lamb: Annotated[float, typer.Option(callback=_must("a finite number", math.isfinite))] = 2.0,
+    lamb: Annotated[
+        float | None,
+        typer.Option(callback=_must("a finite number", math.isfinite), help="Default: 2; mean 5."),
+    ] = None,
+    grad_filter: Annotated[
+        FilterName, typer.Option("--filter", help="Of ours: the paper's EMA or MA, or none.")
+    ] = "ema",
+    window: Annotated[
+        int,
+        typer.Option(
+            callback=_must("in 2 to 2^24", lambda x: 2 <= x <= 2**24), help="Gradients of the filter mean."
+        ),
+    ] = 100,
     seed: Annotated[int, typer.Option(callback=_must("in 0 to 2^63 - 1", lambda x: 0 <= x < 2**63))] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     graph: Annotated[bool, typer.Option("--graph", help="The training step as one CUDA graph.")] = False,
@@ -170,8 +183,10 @@ def grok(
     plan = Plan(budget, stop_at, resume, overwrite)
     configs = []
     for name in names:
-        decay = WEIGHT_DECAY[name] if weight_decay is None else weight_decay
-        configs.append(Config(name, decay, lr, alpha, lamb, seed, device, backend, graph=graph))
+        usual = FILTERS[grad_filter]
+        decay = WEIGHT_DECAY.get(name, usual.weight_decay) if weight_decay is None else weight_decay
+        config = Config(name, decay, lr, alpha, usual.lamb if lamb is None else lamb, seed, device, backend)
+        configs.append(replace(config, graph=graph, grad_filter=grad_filter, window_size=window))
     runs = run_all(configs, out, plan)
     console.print(report.table(runs, stop_at))
     console.print(report.HONESTY)

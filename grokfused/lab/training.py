@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,26 @@ from grokfused.lab.graph import Graphed
 from grokfused.lab.model import Decoder
 from grokfused.lab.task import modular_multiplication
 
-# The paper's: its Grokfast run, and its baseline, which has no decay; and the field's usual AdamW.
-WEIGHT_DECAY = {"grokadam": 0.005, "grokadamw": 0.005, "adam": 0.0, "adamw": 1.0}
+# The paper's: its baseline has no decay; and the field's usual AdamW. Those of ours go by the filter.
+WEIGHT_DECAY = {"adam": 0.0, "adamw": 1.0}
 WARM_UP = 10  # iterations; the first one has step length 0
-OURS_ONLY = ("alpha", "lamb", "backend")  # options that torch's optimizers do not have
+
+
+class Filter(NamedTuple):
+    """What the paper's run with a filter has, and which of our options that filter goes by."""
+
+    weight_decay: float
+    lamb: float
+    options: tuple[str, ...]
+
+
+FILTERS = {
+    "ema": Filter(0.005, 2.0, ("alpha", "lamb")),
+    "mean": Filter(0.01, 5.0, ("grad_filter", "window_size", "lamb")),
+    "none": Filter(0.005, 0.0, ("grad_filter",)),
+}
+# Options that torch's optimizers do not have, and our filters not all.
+OURS_ONLY = ("grad_filter", "alpha", "lamb", "window_size", "backend")
 
 
 class OptionChanged(ValueError):
@@ -31,7 +47,7 @@ class OptionChanged(ValueError):
 class Config:
     """Everything that decides a run, bit for bit; defaults are the paper's (SEED 0 of its code).
 
-    ``lr`` is in parameter units per step; ``alpha`` and ``lamb`` matter to the Grok optimizers only.
+    ``lr`` is in parameter units per step; the filter and what it goes by matter to the Grok optimizers only.
     """
 
     optimizer: str = "grokadam"
@@ -45,6 +61,8 @@ class Config:
     modulus: int = 97
     batch_size: int = 512
     graph: bool = False  # the whole training step as one CUDA graph
+    grad_filter: str = "ema"
+    window_size: int = 100  # of the filter "mean"
 
     @property
     def ours(self) -> bool:
@@ -53,11 +71,17 @@ class Config:
 
     def options(self) -> dict[str, Any]:
         """Returns by name what decides this run: without a filter's options where there is no filter."""
-        return {k: value for k, value in asdict(self).items() if self.ours or k not in OURS_ONLY}
+        own = (*FILTERS[self.grad_filter].options, "backend") if self.ours else ()
+        return {k: value for k, value in asdict(self).items() if k not in OURS_ONLY or k in own}
 
     def name(self) -> str:
         """Returns a directory name that tells runs apart."""
-        filtered = f"-alpha{self.alpha:g}-lamb{self.lamb:g}" if self.ours else ""
+        shown = {
+            "ema": f"-alpha{self.alpha:g}-lamb{self.lamb:g}",
+            "mean": f"-mean{self.window_size}-lamb{self.lamb:g}",
+            "none": "-nofilter",
+        }
+        filtered = shown[self.grad_filter] if self.ours else ""
         return f"{self.optimizer}-lr{self.lr:g}-wd{self.weight_decay:g}{filtered}-seed{self.seed}"
 
 
@@ -87,7 +111,8 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
         return kind(parameters, **shared)
     ours = GrokAdam if config.optimizer == "grokadam" else GrokAdamW
-    shared |= {"grad_filter": "ema" if config.lamb else "none", "backend": config.backend}
+    shared |= {"grad_filter": config.grad_filter if config.lamb else "none", "backend": config.backend}
+    shared |= {"window_size": config.window_size}
     return ours(parameters, alpha=config.alpha, lamb=config.lamb, **shared)
 
 
