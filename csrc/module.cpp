@@ -105,7 +105,8 @@ PYBIND11_MODULE(_C, module) {
       .def("starts", &Walk::starts_of)
       .def("derive", &Walk::derive)
       .def("scalars", &Walk::scalars)
-      .def("derive_there", &Walk::derive_there, py::arg("bucket"), py::arg("rows"), py::arg("groups"))
+      .def("derive_there", &Walk::derive_there, py::arg("bucket"), py::arg("rows"), py::arg("groups"),
+           py::arg("clipping"))
       .def("run", &Walk::run, py::arg("bucket"), py::arg("table"), py::arg("grad_scale"),
            py::arg("found_inf"));
 }

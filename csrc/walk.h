@@ -95,8 +95,10 @@ class Walk {
 
   // Has the device of a bucket derive its rows, after the steps that it has counted. `rows`: a tensor there,
   // [tensors, fields of Scalars] of the numbers in which the bucket is computed; `groups`: number -> its
-  // hyperparameters in the order of Hyperparameters, and the tensors, or None, that lr, beta1 and beta2 are.
-  void derive_there(size_t index, const py::object& rows, const py::dict& groups) {
+  // hyperparameters in the order of Hyperparameters, and the tensors, or None, that lr, beta1 and beta2 are;
+  // `clipping`: as clipping_of takes it.
+  void derive_there(size_t index, const py::object& rows, const py::dict& groups,
+                    const py::object& clipping) {
     Bucket& own = buckets.at(index);
     Rows found;
     std::map<size_t, int32_t> place_of;
@@ -111,6 +113,7 @@ class Walk {
     found.counters = own.counters_there();
     found.rows = const_cast<void*>(address_of(rows));
     found.wide = own.alike.param_dtype == kFloat64;
+    found.clipping = clipping_of(clipping, table_.read);
     found.device_index = own.alike.device_index;
     const py::gil_scoped_release others_run;
     row_makers().at(own.alike.device_type == kCpu ? "cpu" : "cuda")(found);

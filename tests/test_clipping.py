@@ -11,7 +11,9 @@ from stepping import BACKENDS, OPTIONS, values
 from grokfused import GrokAdamW
 from grokfused.lab.agreement import differing_bits
 from grokfused.lab.bench.probes import probe
-from grokfused.step.clipping import PIECE, total_norm
+from grokfused.step import engine
+from grokfused.step.clipping import PIECE, Clip, divisor, total_norm
+from grokfused.step.members import with_grads
 
 SHAPES = ([], [1], [7], [31, 33], [4097])
 SCALE = 1024.0
@@ -182,6 +184,77 @@ def test_a_norm_that_is_not_finite_does_what_it_does_to_clip_grad_norm(backend, 
         assert torch.equal(param.nan_to_num(), other.nan_to_num())
     share = sum(param.isnan().sum() for param in params)
     assert share == (sum(param.numel() for param in params) if value != value else 1)
+
+
+# From one that no number divides to those that are none; the limit lies between.
+NORMS = [0.0, 1e-42, 1e-7, 0.3, 0.7, 0.7 + 1e-6, 3.1415927, 1e4, 3e38, float("inf"), float("nan")]
+LIMIT = 0.7
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_divisor_is_one_over_what_clip_grad_norm_multiplies_by(norm, dtype) -> None:
+    param, number = torch.zeros(1, dtype=dtype, requires_grad=True), torch.tensor(norm, dtype=dtype)
+    param.grad = torch.ones(1, dtype=dtype)
+    torch.nn.utils.clip_grads_with_norm_([param], LIMIT, number)
+    assert not differing_bits(divisor(Clip(number, LIMIT), None).reshape(1), 1.0 / param.grad)
+
+
+SCALES = [
+    None,
+    torch.tensor([3072.7]),
+    torch.tensor(3072.7, dtype=torch.float64),
+    torch.tensor(0.3).bfloat16(),
+]
+
+
+@pytest.mark.parametrize("scale", SCALES, ids=str)
+@pytest.mark.parametrize("of_norm", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_native_code_derives_what_divides_the_gradients_alike(dtype, of_norm, scale, monkeypatch) -> None:
+    monkeypatch.setattr(engine, "NUMBERING_DEVICES", ("cpu",))
+    params = model(dtype)
+    set_grads(params, 0)
+    optimizer = GrokAdamW(params, **OPTIONS, max_grad_norm=LIMIT, backend="native")
+    drawn = torch.rand(50, generator=torch.Generator().manual_seed(0)).mul(8).sub(4).exp()
+    for value in (*NORMS, *drawn.tolist()):
+        norm = torch.tensor(value, dtype=of_norm)
+        monkeypatch.setattr(engine, "total_norm", lambda grads, norm=norm: norm)
+        (bucket,) = engine.ready(
+            with_grads(optimizer), {"grad_scale": scale} if scale is not None else {}
+        )._buckets
+        expected = divisor(Clip(norm, LIMIT), scale).to(bucket[-1].dtype)
+        assert not differing_bits(bucket[-2]["grad_scale"], expected)
+
+
+# What says how a tensor is read, or takes memory: on a GPU it launches nothing.
+NO_LAUNCH = {"aten::empty", "aten::detach", "aten::to", "aten::resolve_neg", "aten::reshape", "aten::view"}
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_where_the_device_numbers_steps_clipping_launches_nothing_but_the_norm(
+    dtype, scaled, monkeypatch
+) -> None:
+    """Beside it there are two kernels: that of the scalars, and that of the step."""
+    monkeypatch.setattr(engine, "NUMBERING_DEVICES", ("cpu",))
+    params = model(dtype)
+    set_grads(params, 0)
+    optimizer = GrokAdamW(params, **OPTIONS, max_grad_norm=LIMIT, capturable=not scaled, backend="native")
+    if scaled:
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor([SCALE]), torch.zeros(1)
+    optimizer.step()
+
+    def launched(call) -> list[str]:
+        with torch.profiler.profile() as profile:
+            call()
+        names = [event.name for event in profile.events() if event.name.startswith(("aten", "grokfused"))]
+        return sorted(name for name in names if name not in NO_LAUNCH)
+
+    with torch.no_grad():
+        norm = launched(lambda: total_norm([param.grad for param in params]))
+    assert norm
+    assert launched(optimizer.step) == sorted([*norm, "grokfused::native"])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -10,7 +10,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from grokfused import GrokAdam, GrokAdamW
 from grokfused.lab.agreement import differing_bits
+from grokfused.lab.bench.probes import probe
 from grokfused.lab.training import Config, Experiment
+from grokfused.step.clipping import total_norm
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -59,6 +61,19 @@ def test_a_schedule_neither_waits_nor_launches_more_than_three_kernels(options) 
         on_cpu.step()
     assert differences(values(on_gpu), values(on_cpu)) == {}
     assert len(kernels_of(on_gpu, "")) <= 3
+
+
+@pytest.mark.parametrize("options", [{"capturable": True}, {}], ids=["capturable", "loss scale"])
+def test_clipping_launches_two_kernels_beside_the_norm(options) -> None:
+    optimizer = made(100, **options, max_grad_norm=0.5)
+    if not options:
+        optimizer.grad_scale = torch.tensor([1024.0], device="cuda")
+        optimizer.found_inf = torch.zeros(1, device="cuda")
+    optimizer.step()
+    kernels = kernels_of(optimizer, "")
+    assert len(kernels_of(optimizer, "rows_kernel")) == len(kernels_of(optimizer)) == 1
+    grads = [param.grad for param in optimizer.param_groups[0]["params"]]
+    assert len(kernels) == 2 + probe(lambda: total_norm(grads), "cuda").launches
 
 
 @pytest.mark.parametrize("count", [3, 1000])
