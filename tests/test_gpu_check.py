@@ -38,6 +38,8 @@ def rows_of_the_cpu(monkeypatch) -> None:
         monkeypatch.setattr(module, "machine", lambda command, device: {"command": command, "gpu": "none"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    # torch 2.14 asks the accelerator's stream instead, and there is none.
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
 
 
 @pytest.mark.usefixtures("rows_of_the_cpu")
