@@ -273,13 +273,11 @@ class Walk {
                   : step.device_type != kCpu || !Counter::reads(step) || !is_count(Counter(step).read()))
       return false;
     note(step, t, true);
-    const Alike alike{policy_number(t),
-                      real_of(param.dtype),
-                      real_of(state_dtype),
-                      by_device,
-                      device,
-                      param.tensor.device_id,
-                      table_.policies.backend(policy.backend, device, param.dtype, param.dense, place.param)};
+    const int32_t index = param.tensor.device_id;
+    const std::string* backend =
+        table_.policies.backend(policy.backend, device, index, param.dtype, param.dense, place.param);
+    const Alike alike{policy_number(t), real_of(param.dtype), real_of(state_dtype), by_device, device, index,
+                      backend};
     Bucket& bucket = bucket_of(alike, place, policy);
     const size_t row = by_device ? bucket.places.size() : row_of(t, Counter(step).read());
     bucket.add(t, row, slice, step);

@@ -48,7 +48,7 @@ COUNTERS = (torch.float32, torch.float64, torch.int64, torch.int32)
 def kind_of(param: Tensor) -> backends.Kind:
     """Returns what a backend must know of a parameter."""
     shard = local(param)
-    return backends.Kind(param.device.type, param.dtype, is_dense(shard) and not is_unresolved(shard))
+    return backends.kind_on(param.device, param.dtype, is_dense(shard) and not is_unresolved(shard))
 
 
 def check_place(param: Tensor, grad: Tensor, state: State, group: Group, name: object) -> None:
