@@ -5,7 +5,7 @@ may look at what is in them.
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -73,7 +73,7 @@ class ActedDevices:
 
         return acted
 
-    def put(self, tensors: Sequence[torch.Tensor], place: tuple[int, int]) -> None:
+    def put(self, tensors: Iterable[torch.Tensor], place: tuple[int, int]) -> None:
         """Lets native code find tensors on a device."""
         for tensor in tensors:
             self._places[tensor.data_ptr()] = place

@@ -142,6 +142,28 @@ def test_a_captured_step_replays_as_it_would_have_run(count) -> None:
     assert differences(values(on_gpu), values(expected)) == {}
 
 
+def test_a_graph_replays_what_was_captured_after_steps_that_were_not() -> None:
+    """An eager step with another learning rate, on other gradients, frees nothing that the graph reads."""
+    on_gpu, expected = made(300, capturable=True), made(300, "cpu")
+    on_gpu.step(), expected.step()
+    with captured() as graph:
+        on_gpu.step()
+    for optimizer in (on_gpu, expected):
+        group = optimizer.param_groups[0]
+        rate, grads = group["lr"], [param.grad for param in group["params"]]
+        group["lr"] = 0.5
+        for param in group["params"][::2]:
+            param.grad = None
+        optimizer.step()
+        group["lr"] = rate
+        for param, grad in zip(group["params"], grads, strict=True):
+            param.grad = grad
+    taken = [torch.full((2**n,), float("nan"), device="cuda") for n in range(6, 21)]
+    graph.replay(), expected.step()
+    assert len(taken) == 15
+    assert differences(values(on_gpu), values(expected)) == {}
+
+
 def test_what_a_graph_cannot_hold_is_refused() -> None:
     for optimizer in (made(2), made(2, capturable=True)):
         with pytest.raises(RuntimeError, match="captur"), captured():

@@ -171,8 +171,9 @@ def test_the_usual_stages_fit_a_run_of_eight_minutes() -> None:
 
 
 @pytest.mark.usefixtures("rows_of_the_cpu")
-def test_after_a_build_that_failed_what_needs_it_is_left_out(tmp_path, monkeypatch) -> None:
-    info = {"backends": {"native": {"why_not": {"cuda": "_C was built without a kernel for cuda:\nno luck"}}}}
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_after_a_build_that_failed_what_needs_it_is_left_out(device, tmp_path, monkeypatch) -> None:
+    info = {"backends": {"native": {"why_not": {device: "_C was built without a kernel for cuda:\nno luck"}}}}
     printed = f"1 passed in 0.1s\n{json.dumps(info)}"
     monkeypatch.setattr(gpu_check, "run", lambda *command, **environment: (0, printed))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))

@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from acted_devices import CUDA, ActedDevices
 
 import grokfused
-from grokfused import GrokAdamW, backends
+from grokfused import backends
 from grokfused.backends import BackendUnavailable, Kind, choose, kind_on
 from grokfused.backends.gpus import Gpu, code_for
 
@@ -101,27 +100,6 @@ def test_beside_a_gpu_without_code_another_one_runs_natively(machine) -> None:
 def test_gpus_that_are_alike_are_one_device_of_info(machine) -> None:
     machine({"NVIDIA H100": (9, 0), "NVIDIA H200": (9, 0)}, DEFAULT)
     assert grokfused.info()["auto"] == {"cpu": "native", "cuda": "native"}
-
-
-def test_the_walk_asks_for_each_gpu_by_itself(monkeypatch) -> None:
-    """What was chosen for one GPU says nothing of the next: there may be code for some only."""
-    params, acted, asked = [torch.ones(3, requires_grad=True) for _ in range(4)], ActedDevices(), []
-    optimizer = GrokAdamW(params)
-    for param in params:
-        param.grad = torch.ones(3)
-    optimizer.step()
-    for place, param in enumerate(params):
-        states = [state for name, state in optimizer.state[param].items() if name != "step"]
-        acted.put([param, param.grad, *states], CUDA[place % 2])
-
-    def choose_there(name: str, param: torch.Tensor, dense: bool) -> str:
-        asked.append(next(place for place, each in enumerate(params) if each is param))
-        return "triton" if asked[-1] == 1 else "reference"
-
-    walk = acted.walk(optimizer, monkeypatch, choose_there)
-    assert walk.unfit == []
-    assert asked == [0, 1]
-    assert [kind[0] for kind in walk.kinds] == ["reference", "triton"]
 
 
 @pytest.mark.parametrize("name", ["auto", "native"])
