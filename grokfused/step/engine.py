@@ -21,7 +21,7 @@ from grokfused.state.sharding import is_sharded, local
 from grokfused.state.storage import fitting_grad
 from grokfused.step import device_scalars
 from grokfused.step.clipping import Clip, GradScale, divisor, max_norm_of, total_norm
-from grokfused.step.members import Groups, Members
+from grokfused.step.members import Members
 from grokfused.step.options import check_options, refuse_incomplete
 from grokfused.step.policy import Policy, policies_of
 from grokfused.step.scalars import scalar_table, step_scalars
@@ -171,12 +171,15 @@ class Step:
     def _derived(self, members: Members, walk: Any) -> list[Any]:
         """Has the walk derive what the host knows; returns each bucket, its scale and the device's table."""
         walk.derive(members.groups, step_scalars)
+        plain = not self._scale and self._clip is None
         return [
-            (*kind, *self._numbers(members, walk, bucket, kind)) for bucket, kind in enumerate(walk.kinds)
+            (*kind, *(self._numbers(members, walk, bucket, kind) if kind[1] or not plain else ({}, None)))
+            for bucket, kind in enumerate(walk.kinds)
         ]
 
     @torch.no_grad()
     def _numbers(self, members: Members, walk: Any, bucket: int, kind: Any) -> tuple[Any, Tensor | None]:
+        """Returns what divides a bucket's gradients and may cancel it, and the device's table or None."""
         (backend, on_device, _, place), scale, clipping = kind, dict(self._scale), None
         device = members.params[place].device if on_device else CPU
         real = real_dtype(members.params[place].dtype)
@@ -188,9 +191,12 @@ class Step:
         for name, number in scale.items():
             dtype = real if name == "grad_scale" else torch.float32
             scale[name] = number.to(device, dtype).resolve_neg().reshape(())
-        return scale, _table(
-            members.groups, walk, bucket, backend, device, real, clipping
-        ) if on_device else None
+        if not on_device:
+            return scale, None
+        if backend == "native":
+            return scale, device_scalars.derive_there(members.groups, walk, bucket, device, real, clipping)
+        asked = (members.groups, walk.groups(bucket), walk.starts(bucket), walk.lists(bucket)["step"])
+        return scale, device_scalars.table(*asked, device, real)
 
     def _run(self, members: Members, walk: Any, buckets: list[Any]) -> None:
         for bucket, (backend, on_device, policy, place, scale, table) in enumerate(buckets):
@@ -206,22 +212,6 @@ class Step:
             else:
                 walk.run(bucket, table, scale.get("grad_scale"), scale.get("found_inf"))
         _note_written(members.params, walk.sharded)
-
-
-def _table(
-    groups: Groups,
-    walk: Any,
-    bucket: int,
-    backend: str,
-    device: torch.device,
-    real: torch.dtype,
-    clipping: Any,
-) -> Tensor:
-    """Returns the scalars of a bucket, which the device numbers."""
-    if backend == "native":
-        return device_scalars.derive_there(groups, walk, bucket, device, real, clipping)
-    steps = walk.lists(bucket)["step"]
-    return device_scalars.table(groups, walk.groups(bucket), walk.starts(bucket), steps, device, real)
 
 
 def _is_for_states(members: Members) -> bool:
