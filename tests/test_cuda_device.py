@@ -33,7 +33,7 @@ def made(count: int, device: str = "cuda", **options) -> GrokAdamW:
 
 def kernels_of(optimizer: torch.optim.Optimizer, name: str = "adamw_kernel") -> list[str]:
     """Returns the names of the kernels that one step launches, and that have this name in them."""
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as recorded:
         optimizer.step()
         torch.cuda.synchronize()
     on_gpu = (event for event in recorded.events() if event.device_type == torch.autograd.DeviceType.CUDA)
