@@ -1,17 +1,20 @@
 """What holds on GPUs, without one: tensors of the CPU act those of two GPUs, or the CPU numbers its steps."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from acted_devices import CUDA, ActedDevices
 from stepping import BACKENDS, OPTIONS, new_param, operators
+from test_clipping import LIMIT, NORMS, SCALE, model, set_grads
 from torch import Tensor
 
 from grokfused import GrokAdamW
 from grokfused.lab.agreement import differing_bits
 from grokfused.step import device_scalars, engine
+from grokfused.step.clipping import Clip, divisor, total_norm
 from grokfused.step.members import with_grads
 
 ROOT = Path(__file__).parent.parent
@@ -86,6 +89,63 @@ def test_no_later_step_writes_or_frees_what_a_captured_one_reads(backend, monkey
     for mine, other in zip(numbers, [others[-1], others[-2]["grad_scale"]], strict=True):
         assert mine.untyped_storage().data_ptr() != other.untyped_storage().data_ptr()
     assert not any(map(differing_bits, numbers, before))
+
+
+# --- clipping ---------------------------------------------------------------------------------------------
+
+
+SCALES = [
+    None,
+    torch.tensor([3072.7]),
+    torch.tensor(3072.7, dtype=torch.float64),
+    torch.tensor(0.3).bfloat16(),
+]
+
+
+@pytest.mark.parametrize("scale", SCALES, ids=str)
+@pytest.mark.parametrize("of_norm", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_native_code_derives_what_divides_the_gradients_alike(dtype, of_norm, scale, monkeypatch) -> None:
+    monkeypatch.setattr(engine, "NUMBERING_DEVICES", ("cpu",))
+    params = model(dtype)
+    set_grads(params, 0)
+    optimizer = GrokAdamW(params, **OPTIONS, max_grad_norm=LIMIT, backend="native")
+    drawn = torch.rand(50, generator=torch.Generator().manual_seed(0)).mul(8).sub(4).exp()
+    for value in (*NORMS, *drawn.tolist()):
+        norm = torch.tensor(value, dtype=of_norm)
+        monkeypatch.setattr(engine, "total_norm", lambda grads, norm=norm: norm)
+        (bucket,) = engine.ready(
+            with_grads(optimizer), {"grad_scale": scale} if scale is not None else {}
+        )._buckets
+        expected = divisor(Clip(norm, LIMIT), scale).to(bucket[-1].dtype)
+        assert not differing_bits(bucket[-2]["grad_scale"], expected)
+
+
+# What says how a tensor is read, or takes memory: on a GPU it launches nothing.
+NO_LAUNCH = {"aten::empty", "aten::detach", "aten::to", "aten::resolve_neg", "aten::reshape", "aten::view"}
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_where_the_device_numbers_steps_clipping_launches_nothing_but_the_norm(
+    dtype, scaled, monkeypatch
+) -> None:
+    """Beside it there are two kernels: that of the scalars, and that of the step."""
+    monkeypatch.setattr(engine, "NUMBERING_DEVICES", ("cpu",))
+    params = model(dtype)
+    set_grads(params, 0)
+    optimizer = GrokAdamW(params, **OPTIONS, max_grad_norm=LIMIT, capturable=not scaled, backend="native")
+    if scaled:
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor([SCALE]), torch.zeros(1)
+    optimizer.step()
+
+    def launched(call: Callable[[], object]) -> list[str]:
+        return [name for name in operators(call) if name not in NO_LAUNCH]
+
+    with torch.no_grad():
+        norm = launched(lambda: total_norm([param.grad for param in params]))
+    assert norm
+    assert launched(optimizer.step) == sorted([*norm, "grokfused::native"])
 
 
 # --- what the host asks, and copies ----------------------------------------------------------------------

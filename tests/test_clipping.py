@@ -3,18 +3,15 @@
 import copy
 import io
 import itertools
-from collections.abc import Callable
 
 import pytest
 import torch
-from stepping import BACKENDS, OPTIONS, operators, values
+from stepping import BACKENDS, OPTIONS, values
 
 from grokfused import GrokAdamW
 from grokfused.lab.agreement import differing_bits
 from grokfused.lab.bench.probes import probe
-from grokfused.step import engine
 from grokfused.step.clipping import PIECE, Clip, divisor, total_norm
-from grokfused.step.members import with_grads
 
 SHAPES = ([], [1], [7], [31, 33], [4097])
 SCALE = 1024.0
@@ -199,60 +196,6 @@ def test_the_divisor_is_one_over_what_clip_grad_norm_multiplies_by(norm, dtype) 
     param.grad = torch.ones(1, dtype=dtype)
     torch.nn.utils.clip_grads_with_norm_([param], LIMIT, number)
     assert not differing_bits(divisor(Clip(number, LIMIT), None).reshape(1), 1.0 / param.grad)
-
-
-SCALES = [
-    None,
-    torch.tensor([3072.7]),
-    torch.tensor(3072.7, dtype=torch.float64),
-    torch.tensor(0.3).bfloat16(),
-]
-
-
-@pytest.mark.parametrize("scale", SCALES, ids=str)
-@pytest.mark.parametrize("of_norm", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_native_code_derives_what_divides_the_gradients_alike(dtype, of_norm, scale, monkeypatch) -> None:
-    monkeypatch.setattr(engine, "NUMBERING_DEVICES", ("cpu",))
-    params = model(dtype)
-    set_grads(params, 0)
-    optimizer = GrokAdamW(params, **OPTIONS, max_grad_norm=LIMIT, backend="native")
-    drawn = torch.rand(50, generator=torch.Generator().manual_seed(0)).mul(8).sub(4).exp()
-    for value in (*NORMS, *drawn.tolist()):
-        norm = torch.tensor(value, dtype=of_norm)
-        monkeypatch.setattr(engine, "total_norm", lambda grads, norm=norm: norm)
-        (bucket,) = engine.ready(
-            with_grads(optimizer), {"grad_scale": scale} if scale is not None else {}
-        )._buckets
-        expected = divisor(Clip(norm, LIMIT), scale).to(bucket[-1].dtype)
-        assert not differing_bits(bucket[-2]["grad_scale"], expected)
-
-
-# What says how a tensor is read, or takes memory: on a GPU it launches nothing.
-NO_LAUNCH = {"aten::empty", "aten::detach", "aten::to", "aten::resolve_neg", "aten::reshape", "aten::view"}
-
-
-@pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_where_the_device_numbers_steps_clipping_launches_nothing_but_the_norm(
-    dtype, scaled, monkeypatch
-) -> None:
-    """Beside it there are two kernels: that of the scalars, and that of the step."""
-    monkeypatch.setattr(engine, "NUMBERING_DEVICES", ("cpu",))
-    params = model(dtype)
-    set_grads(params, 0)
-    optimizer = GrokAdamW(params, **OPTIONS, max_grad_norm=LIMIT, capturable=not scaled, backend="native")
-    if scaled:
-        optimizer.grad_scale, optimizer.found_inf = torch.tensor([SCALE]), torch.zeros(1)
-    optimizer.step()
-
-    def launched(call: Callable[[], object]) -> list[str]:
-        return [name for name in operators(call) if name not in NO_LAUNCH]
-
-    with torch.no_grad():
-        norm = launched(lambda: total_norm([param.grad for param in params]))
-    assert norm
-    assert launched(optimizer.step) == sorted([*norm, "grokfused::native"])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
