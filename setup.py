@@ -59,8 +59,8 @@ def with_cuda():
     version, architectures = setup_cuda.prepare()
     from torch.utils.cpp_extension import CUDAExtension
 
-    facts = {"FLAGS": f"{CXX}; nvcc {version}: {NVCC}", "CUDA_ARCHITECTURES": architectures}
-    return extension(CUDAExtension, "cpu", "cuda", **facts)
+    facts = {"NVCC": version, "NVCC_FLAGS": NVCC, "CUDA_ARCHITECTURES": architectures}
+    return extension(CUDAExtension, "cpu", "cuda", FLAGS=CXX, **facts)
 
 
 def arguments():

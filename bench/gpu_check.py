@@ -46,7 +46,8 @@ def build(limit: float, out: Path) -> Stage:
     if code:
         return judged("build", code, output)
     info = json.loads(last_line(output))
-    refused = info["backends"]["native"]["why_not"].get("cuda")
+    reasons = info["backends"]["native"]["why_not"]
+    refused = reasons.get("cuda", reasons.get("cuda:0"))  # each by itself where GPUs differ
     if refused:
         print(refused)
         return Stage("build", "failed", last_line(refused), found={"info": info})

@@ -83,6 +83,16 @@ class HostRows {
   std::vector<float> rounded_;
 };
 
+// `number`: a tensor, or None.
+inline DeviceNumber device_number(const py::object& number, const TensorReader& read) {
+  DLTensor tensor{};
+  if (number.is_none()) return {};
+  if (!read(number, tensor)) fail("a number of the device is no tensor that can be read");
+  if (dtype_of(tensor) != kFloat32 && dtype_of(tensor) != kFloat64)
+    fail("a number of the device must be float32 or float64");
+  return {tensor.address(), dtype_of(tensor) == kFloat64};
+}
+
 // `of`: the hyperparameters and the gate, in the order of Hyperparameters and Gate, and the tensors, or None,
 // that lr, beta1 and beta2 are.
 inline DeviceGroup device_group(const py::tuple& of, const TensorReader& read) {
@@ -90,19 +100,19 @@ inline DeviceGroup device_group(const py::tuple& of, const TensorReader& read) {
               until] = of[0].cast<std::array<double, 13>>();
   DeviceGroup group{{lr, beta1, beta2, eps, weight_decay, alpha, lamb, grad_factor},
                     {window, full_only, summed, after, until},
-                    {},
                     {}};
   const auto rates = of[1].cast<std::array<py::object, 3>>();
-  for (int k = 0; k < 3; ++k) {
-    DLTensor tensor{};
-    if (rates[k].is_none()) continue;
-    if (!read(rates[k], tensor)) fail("a hyperparameter is no tensor that can be read");
-    if (dtype_of(tensor) != kFloat32 && dtype_of(tensor) != kFloat64)
-      fail("a rate must be float32 or float64");
-    group.rates[k] = tensor.address();
-    group.wide[k] = dtype_of(tensor) == kFloat64;
-  }
+  for (int k = 0; k < 3; ++k) group.rates[k] = device_number(rates[k], read);
   return group;
+}
+
+// `of`: None, or the norm, the loss scale or None, the limit, and the tensor for what divides the gradients.
+inline Clipping clipping_of(const py::object& of, const TensorReader& read) {
+  if (of.is_none()) return {};
+  const auto [norm, loss_scale, max_norm, divisor] =
+      of.cast<std::tuple<py::object, py::object, double, py::object>>();
+  return {device_number(norm, read), device_number(loss_scale, read), max_norm,
+          const_cast<void*>(device_number(divisor, read).address)};
 }
 
 }  // namespace grokfused

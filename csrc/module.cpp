@@ -5,7 +5,9 @@
 #ifndef GROK_VERSION
 #error "setup.py defines GROK_VERSION, GROK_TORCH and GROK_FLAGS"
 #endif
-#ifndef GROK_CUDA_ARCHITECTURES  // built without nvcc or with a torch that knows no CUDA
+#ifndef GROK_NVCC  // built without nvcc or with a torch that knows no CUDA
+#define GROK_NVCC ""
+#define GROK_NVCC_FLAGS ""
 #define GROK_CUDA_ARCHITECTURES ""
 #endif
 
@@ -20,6 +22,8 @@ py::dict build_info() {
   info["torch_target"] = "2.11";
   info["compiler"] = __VERSION__;
   info["flags"] = GROK_FLAGS;
+  info["nvcc"] = GROK_NVCC;
+  info["nvcc_flags"] = GROK_NVCC_FLAGS;
   info["cpu_architectures"] = py::make_tuple("x86-64-v4", "x86-64-v3", "baseline");
   const py::str architectures(GROK_CUDA_ARCHITECTURES);
   info["cuda_architectures"] = py::tuple(architectures.attr("replace")(";", " ").attr("split")());
@@ -113,7 +117,8 @@ PYBIND11_MODULE(_C, module) {
       .def("starts", &Walk::starts_of)
       .def("derive", &Walk::derive)
       .def("scalars", &Walk::scalars)
-      .def("derive_there", &Walk::derive_there, py::arg("bucket"), py::arg("rows"), py::arg("groups"))
+      .def("derive_there", &Walk::derive_there, py::arg("bucket"), py::arg("rows"), py::arg("groups"),
+           py::arg("clipping"))
       .def("run", &Walk::run, py::arg("bucket"), py::arg("table"), py::arg("grad_scale"),
            py::arg("found_inf"));
 }

@@ -76,10 +76,11 @@ class PolicyTable {
     return policy;
   }
 
-  // The name of the backend that steps a parameter like this one.
-  const std::string* backend(const std::string& asked, int32_t device, uint32_t dtype, bool dense,
-                             const pybind11::object& param) {
-    const std::tuple<std::string, int32_t, uint32_t, bool> kind{asked, device, dtype, dense};
+  // The name of the backend that steps a parameter like this one. Each GPU is asked for by itself: there may
+  // be code for some only.
+  const std::string* backend(const std::string& asked, int32_t device, int32_t index, uint32_t dtype,
+                             bool dense, const pybind11::object& param) {
+    const Kind kind{asked, device, index, dtype, dense};
     const auto found = backends_.find(kind);
     if (found != backends_.end()) return found->second;
     const auto name = choose_(asked, param, dense).cast<std::string>();
@@ -87,11 +88,12 @@ class PolicyTable {
   }
 
  private:
+  using Kind = std::tuple<std::string, int32_t, int32_t, uint32_t, bool>;
   static constexpr size_t kMost = 256;
 
   pybind11::object choose_;  // (name, parameter, dense) -> the backend that steps it
   std::map<PyObject*, std::pair<pybind11::tuple, std::shared_ptr<const Policy>>> policies_;
-  std::map<std::tuple<std::string, int32_t, uint32_t, bool>, const std::string*> backends_;
+  std::map<Kind, const std::string*> backends_;
   std::set<std::string> names_;
 };
 

@@ -1,5 +1,6 @@
-// Rows of scalars for tensors whose steps the device counts, and how it is asked for them: derived there, by
-// the formulas of step/scalars.h. It knows neither torch nor Python.
+// Rows of scalars for tensors whose steps the device counts, what divides their gradients where their norm is
+// clipped, and how the device is asked for both: derived there, by the formulas of step/scalars.h. It knows
+// neither torch nor Python.
 #pragma once
 
 #include <map>
@@ -11,27 +12,39 @@
 
 namespace grokfused {
 
-// A group's hyperparameters as the host knows them; `rates`: where the device has lr, beta1 and beta2
-// instead, in float64 or else in float32, or null.
+// A number that the device has, in float64 or else in float32, or none.
+struct DeviceNumber {
+  const void* address;
+  bool wide;
+
+  GROK_HD double or_else(double number) const {
+    if (!address) return number;
+    return wide ? *static_cast<const double*>(address) : *static_cast<const float*>(address);
+  }
+};
+
+// A group's hyperparameters as the host knows them; `rates`: lr, beta1 and beta2 where the device has them
+// instead.
 struct DeviceGroup {
   Hyperparameters numbers;
   Gate gate;
-  const void* rates[3];
-  bool wide[3];
+  DeviceNumber rates[3];
+};
 
-  GROK_HD double rate(int k, double number) const {
-    if (!rates[k]) return number;
-    return wide[k] ? *static_cast<const double*>(rates[k]) : *static_cast<const float*>(rates[k]);
-  }
+// How gradients are clipped; `divisor`: where what divides them is put, in the numbers of the rows, or null.
+struct Clipping {
+  DeviceNumber norm, loss_scale;
+  double max_norm;
+  void* divisor;
 };
 
 // The step after `counter`; `start`: the first one that the filter's memory saw.
 GROK_HD ScalarsOf<double> row_after(const DeviceGroup& group, float counter, float start) {
   Hyperparameters of = group.numbers;
   const double step = double{counter} + 1.0;
-  of.lr = group.rate(0, of.lr);
-  of.beta1 = group.rate(1, of.beta1);
-  of.beta2 = group.rate(2, of.beta2);
+  of.lr = group.rates[0].or_else(of.lr);
+  of.beta1 = group.rates[1].or_else(of.beta1);
+  of.beta2 = group.rates[2].or_else(of.beta2);
   return derive(of, group.gate, step, double{start});
 }
 
@@ -42,7 +55,21 @@ GROK_HD void put_row(const ScalarsOf<double>& row, void* rows, int64_t tensor) {
   for (int64_t k = 0; k < kScalarCount; ++k) to[k] = static_cast<Real>(from[k]);
 }
 
-// Counters, rates and rows lie on the device; whoever made it keeps them alive.
+// As torch does it in the numbers of the norm, before they are rounded.
+template <class Real>
+GROK_HD double divisor_in(const Clipping& of) {
+  return clipping_divisor(static_cast<Real>(of.norm.or_else(0.0)),
+                          static_cast<Real>(of.loss_scale.or_else(1.0)), static_cast<Real>(of.max_norm));
+}
+
+template <class Real>
+GROK_HD void put_divisor(const Clipping& of) {
+  if (!of.divisor) return;
+  const double divisor = of.norm.wide ? divisor_in<double>(of) : divisor_in<float>(of);
+  *static_cast<Real*>(of.divisor) = static_cast<Real>(divisor);
+}
+
+// Counters, rates, norms and rows lie on the device; whoever made it keeps them alive.
 struct Rows {
   std::vector<DeviceGroup> groups;
   std::vector<int32_t> group_of;  // tensor -> its group
@@ -50,6 +77,7 @@ struct Rows {
   std::vector<float> starts;
   void* rows = nullptr;  // [tensors] of float64, or else of float32
   bool wide = false;
+  Clipping clipping{};
   int32_t device_index = 0;
 };
 

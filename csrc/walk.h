@@ -118,8 +118,10 @@ class Walk {
 
   // Has the device of a bucket derive its rows, after the steps that it has counted. `rows`: a tensor there,
   // [tensors, fields of Scalars] of the numbers in which the bucket is computed; `groups`: number -> its
-  // hyperparameters in the order of Hyperparameters, and the tensors, or None, that lr, beta1 and beta2 are.
-  void derive_there(size_t index, const py::object& rows, const py::dict& groups) {
+  // hyperparameters in the order of Hyperparameters, and the tensors, or None, that lr, beta1 and beta2 are;
+  // `clipping`: as clipping_of takes it.
+  void derive_there(size_t index, const py::object& rows, const py::dict& groups,
+                    const py::object& clipping) {
     Bucket& own = buckets.at(index);
     Rows found;
     std::map<size_t, int32_t> place_of;
@@ -134,6 +136,7 @@ class Walk {
     found.counters = own.counters_there();
     found.rows = const_cast<void*>(address_of(rows));
     found.wide = own.alike.param_dtype == kFloat64;
+    found.clipping = clipping_of(clipping, table_.read);
     found.device_index = own.alike.device_index;
     const py::gil_scoped_release others_run;
     row_makers().at(own.alike.device_type == kCpu ? "cpu" : "cuda")(found);
@@ -291,14 +294,17 @@ class Walk {
                   : step.device_type != kCpu || !Counter::reads(step) || !is_count(Counter(step).read()))
       return false;
     note(step, t, true);
+    const int32_t index = param.tensor.device_id;
+    const std::string* backend =
+        table_.policies.backend(policy.backend, device, index, param.dtype, param.dense, place.param);
     const Alike alike{policy_number(t),
                       real_of(param.dtype),
                       real_of(dtypes.states),
                       real_of(dtypes.window),
                       by_device,
                       device,
-                      param.tensor.device_id,
-                      table_.policies.backend(policy.backend, device, param.dtype, param.dense, place.param)};
+                      index,
+                      backend};
     Bucket& bucket = bucket_of(alike, place, policy);
     const size_t row = by_device ? bucket.places.size() : row_of(t, Counter(step).read());
     bucket.add(t, row, slice, step);

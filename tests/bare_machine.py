@@ -56,6 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
     sys.meta_path[:] = [Present() if finder is PathFinder else finder for finder in sys.meta_path]
     torch.cuda.is_available = lambda: True
     torch.cuda.device_count = lambda: 1
+    torch.cuda.current_device = lambda: 0
     torch.cuda.get_device_name = lambda *device: "acted"
     torch.cuda.get_device_capability = lambda *device: (9, 0)
     from grokfused.backends import native

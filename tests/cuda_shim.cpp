@@ -92,6 +92,21 @@ int32_t shim_cover(const int64_t* sizes, int32_t tensors, int32_t processors, in
   return launches;
 }
 
+// Returns how many bytes of argument the first launch over tensors copies, and, in `chunks`, its blocks.
+int64_t shim_launch(const int64_t* sizes, int32_t tensors, int32_t processors, int64_t* chunks) {
+  Work work;
+  work.slices.resize(tensors);
+  for (int32_t t = 0; t < tensors; ++t) work.slices[t].size = sizes[t];
+  work.rows.assign(tensors, 0);
+  const Scalars scalars{};
+  work.scalars = &scalars;
+  const Launch<float> launch(work, {}, 0, processors);
+  *chunks = launch.chunks();
+  int64_t bytes = 0;
+  launch.with_table([&](const auto& table) { bytes = sizeof table; });
+  return bytes;
+}
+
 // Returns 0, or 1 where the names select no kernel. Numbers are "on the device": the kernel reads them.
 int shim_step(const Slice* slices, int32_t tensors, const int64_t* rows, const void* scalars,
               const void* grad_scale, const float* found_inf, uint32_t seed, const char* param_dtype,

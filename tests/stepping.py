@@ -1,6 +1,7 @@
 """What several test files step with. No hyperparameter has its default value."""
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,6 +47,13 @@ def values(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
             value = state.words if key == "mask" else state
             found[f"{index} {key}"] = torch.as_tensor(value).clone()
     return found
+
+
+def operators(call: Callable[[], object]) -> list[str]:
+    """Returns the operators that a call runs, torch's and ours, by name and as often as they are run."""
+    with torch.profiler.profile(acc_events=True) as profile:  # torch 2.11 warns of a profile without it
+        call()
+    return sorted(event.name for event in profile.events() if event.name.startswith(("aten", "grokfused")))
 
 
 def assert_same_bits(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:

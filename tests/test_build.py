@@ -18,7 +18,8 @@ def test_the_extension_says_how_it_was_built() -> None:
     assert build["version"] == grokfused.__version__
     assert build["torch_target"] == "2.11"
     assert "-ffp-contract=off" in build["flags"]
-    assert "fast-math" not in build["flags"]
+    assert "fast-math" not in build["flags"] + build["nvcc_flags"]
+    assert bool(build["nvcc"]) == bool(build["nvcc_flags"]) == bool(build["cuda_architectures"])
 
 
 def test_info_names_the_backend_that_auto_takes() -> None:

@@ -11,7 +11,7 @@ from stepping import BACKENDS, OPTIONS, values
 from grokfused import GrokAdamW
 from grokfused.lab.agreement import differing_bits
 from grokfused.lab.bench.probes import probe
-from grokfused.step.clipping import PIECE, total_norm
+from grokfused.step.clipping import PIECE, Clip, divisor, total_norm
 
 SHAPES = ([], [1], [7], [31, 33], [4097])
 SCALE = 1024.0
@@ -182,6 +182,20 @@ def test_a_norm_that_is_not_finite_does_what_it_does_to_clip_grad_norm(backend, 
         assert torch.equal(param.nan_to_num(), other.nan_to_num())
     share = sum(param.isnan().sum() for param in params)
     assert share == (sum(param.numel() for param in params) if value != value else 1)
+
+
+# From one that no number divides to those that are none; the limit lies between.
+NORMS = [0.0, 1e-42, 1e-7, 0.3, 0.7, 0.7 + 1e-6, 3.1415927, 1e4, 3e38, float("inf"), float("nan")]
+LIMIT = 0.7
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_divisor_is_one_over_what_clip_grad_norm_multiplies_by(norm, dtype) -> None:
+    param, number = torch.zeros(1, dtype=dtype, requires_grad=True), torch.tensor(norm, dtype=dtype)
+    param.grad = torch.ones(1, dtype=dtype)
+    torch.nn.utils.clip_grads_with_norm_([param], LIMIT, number)
+    assert not differing_bits(divisor(Clip(number, LIMIT), None).reshape(1), 1.0 / param.grad)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -18,7 +18,8 @@ case "$*" in
 *--list-gpu-code*) printf 'sm_80\\nsm_86\\nsm_90\\nsm_90a\\n'; exit;;
 esac
 """
-WRITES = """for word; do [ "$last" = -o ] && : >"$word"; last=$word; done
+# What it writes is what it was told.
+WRITES = """for word; do [ "$last" = -o ] && echo "$*" >"$word"; last=$word; done
 """
 # It links nothing but the C library's: no libcudart.
 CXX = f"""#!/bin/sh
@@ -86,6 +87,11 @@ def test_where_cuda_cannot_be_built_the_cpus_kernels_are(release, rest, words, t
     error = (source / "grokfused" / "_build_error.txt").read_text()
     assert words in error
     assert not re.search(r"^\[\d+/\d+\]", error, re.MULTILINE)  # what was compiled well
+    if rest == WRITES:
+        (told,) = (path.read_text() for path in (source / "build").rglob("rows.o") if "cuda" in path.parts)
+        assert '-DGROK_NVCC="13.0.88" -DGROK_NVCC_FLAGS="-std=c++17 -O3 --fmad=false"' in told
+        assert '-DGROK_CUDA_ARCHITECTURES="8.0;8.6;9.0+PTX"' in told
+        assert "nvcc" not in re.search(r'-DGROK_FLAGS="(.*?)"', told)[1]
 
 
 @pytest.mark.parametrize(

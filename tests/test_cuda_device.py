@@ -10,7 +10,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from grokfused import GrokAdam, GrokAdamW
 from grokfused.lab.agreement import differing_bits
+from grokfused.lab.bench.probes import probe
 from grokfused.lab.training import Config, Experiment
+from grokfused.step.clipping import total_norm
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -31,7 +33,7 @@ def made(count: int, device: str = "cuda", **options) -> GrokAdamW:
 
 def kernels_of(optimizer: torch.optim.Optimizer, name: str = "adamw_kernel") -> list[str]:
     """Returns the names of the kernels that one step launches, and that have this name in them."""
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as recorded:
         optimizer.step()
         torch.cuda.synchronize()
     on_gpu = (event for event in recorded.events() if event.device_type == torch.autograd.DeviceType.CUDA)
@@ -59,6 +61,19 @@ def test_a_schedule_neither_waits_nor_launches_more_than_three_kernels(options) 
         on_cpu.step()
     assert differences(values(on_gpu), values(on_cpu)) == {}
     assert len(kernels_of(on_gpu, "")) <= 3
+
+
+@pytest.mark.parametrize("options", [{"capturable": True}, {}], ids=["capturable", "loss scale"])
+def test_clipping_launches_two_kernels_beside_the_norm(options) -> None:
+    optimizer = made(100, **options, max_grad_norm=0.5)
+    if not options:
+        optimizer.grad_scale = torch.tensor([1024.0], device="cuda")
+        optimizer.found_inf = torch.zeros(1, device="cuda")
+    optimizer.step()
+    kernels = kernels_of(optimizer, "")
+    assert len(kernels_of(optimizer, "rows_kernel")) == len(kernels_of(optimizer)) == 1
+    grads = [param.grad for param in optimizer.param_groups[0]["params"]]
+    assert len(kernels) == 2 + probe(lambda: total_norm(grads), "cuda").launches
 
 
 @pytest.mark.parametrize("count", [3, 1000])
@@ -124,6 +139,28 @@ def test_a_captured_step_replays_as_it_would_have_run(count) -> None:
         rate.fill_(3e-3 * factor)
         expected.param_groups[0]["lr"] = 3e-3 * factor
         graph.replay(), expected.step()
+    assert differences(values(on_gpu), values(expected)) == {}
+
+
+def test_a_graph_replays_what_was_captured_after_steps_that_were_not() -> None:
+    """An eager step with another learning rate, on other gradients, frees nothing that the graph reads."""
+    on_gpu, expected = made(300, capturable=True), made(300, "cpu")
+    on_gpu.step(), expected.step()
+    with captured() as graph:
+        on_gpu.step()
+    for optimizer in (on_gpu, expected):
+        group = optimizer.param_groups[0]
+        rate, grads = group["lr"], [param.grad for param in group["params"]]
+        group["lr"] = 0.5
+        for param in group["params"][::2]:
+            param.grad = None
+        optimizer.step()
+        group["lr"] = rate
+        for param, grad in zip(group["params"], grads, strict=True):
+            param.grad = grad
+    taken = [torch.full((2**n,), float("nan"), device="cuda") for n in range(6, 21)]
+    graph.replay(), expected.step()
+    assert len(taken) == 15
     assert differences(values(on_gpu), values(expected)) == {}
 
 

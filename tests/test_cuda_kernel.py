@@ -1,6 +1,7 @@
 """The CUDA kernel without a GPU: the very source runs on the CPU, and compiles to the code it should."""
 
 import ctypes
+import math
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from bench.fma import Slice, compile_kernel
 from grokfused import backends
 from grokfused.backends.reference import Scalars, real_dtype
 from grokfused.lab.agreement import Case, disagreements, run
+from grokfused.lab.bench.cases import demo
 from grokfused.step import engine, options
 
 ROOT = Path(__file__).parent.parent
@@ -59,6 +61,25 @@ def test_every_element_is_covered_once(shim, sizes, launches, processors) -> Non
     )
     assert [set(array.tolist()) for array in visits] == [{1} if size else set() for size in sizes]
     assert set(begun.tolist()) == {1}  # and its counter is advanced by one block
+
+
+def launched(shim: ctypes.CDLL, sizes: list[int], processors: int = 132) -> tuple[int, int]:
+    """Returns the bytes of argument and the blocks of the first launch over tensors; 132: an H100's."""
+    shim.shim_launch.restype = ctypes.c_int64
+    chunks = ctypes.c_int64()
+    counts = (ctypes.c_int64 * len(sizes))(*sizes)
+    return shim.shim_launch(counts, len(sizes), processors, ctypes.byref(chunks)), chunks.value
+
+
+def test_a_small_launch_copies_a_small_argument(shim) -> None:
+    assert launched(shim, [500] * 30)[0] <= 4096 < launched(shim, [500] * 31)[0] <= 32764
+    assert launched(shim, [math.prod(shape) for shape in demo()])[0] <= 4096
+
+
+def test_small_models_fill_a_gpu_and_large_ones_need_few_waves(shim) -> None:
+    assert launched(shim, [math.prod(shape) for shape in demo()])[1] > 2 * 132
+    for size in (2**26, 2**31):
+        assert 2 * 132 <= launched(shim, [size])[1] <= 16 * 132
 
 
 def kernel_step_(

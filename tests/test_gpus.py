@@ -8,7 +8,7 @@ import torch
 
 import grokfused
 from grokfused import backends
-from grokfused.backends import BackendUnavailable, Kind, choose
+from grokfused.backends import BackendUnavailable, Kind, choose, kind_on
 from grokfused.backends.gpus import Gpu, code_for
 
 DEFAULT = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX")
@@ -58,6 +58,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(triton, "why_not", lambda kind: None if kind.device == "cuda" else "no")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(found))
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: list(found)[index])
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: list(found.values())[index])
 
@@ -67,18 +68,38 @@ def machine(monkeypatch):
 
 
 def test_a_gpu_without_code_is_refused_by_name_and_auto_takes_triton(machine) -> None:
-    machine({"NVIDIA A100": (8, 0), "Tesla T4": (7, 5)}, ("8.0", "9.0+PTX"))
+    machine({"Tesla T4": (7, 5)}, ("8.0", "9.0+PTX"))
     info = grokfused.info()
-    assert info["gpus"] == ["NVIDIA A100 (8.0)", "Tesla T4 (7.5)"]
+    assert info["gpus"] == ["Tesla T4 (7.5)"]
     assert info["auto"] == {"cpu": "native", "cuda": "triton"}
-    why_not = info["backends"]["native"]["why_not"]["cuda"]
-    assert why_not == (
+    assert info["backends"]["native"]["why_not"]["cuda"] == (
         "_C has kernels for compute capability 8.0, 9.0+PTX, which Tesla T4 (7.5) cannot run: build again "
-        "with TORCH_CUDA_ARCH_LIST='7.5', or hide that GPU with CUDA_VISIBLE_DEVICES"
+        "with TORCH_CUDA_ARCH_LIST='7.5'"
     )
     assert choose("auto", ON_CUDA) == "triton"
     with pytest.raises(BackendUnavailable, match=r"Tesla T4 \(7\.5\) cannot run"):
         choose("native", ON_CUDA)
+
+
+def test_beside_a_gpu_without_code_another_one_runs_natively(machine) -> None:
+    machine({"NVIDIA A100": (8, 0), "Tesla T4": (7, 5)}, ("8.0", "9.0+PTX"))
+    info = grokfused.info()
+    assert info["gpus"] == ["NVIDIA A100 (8.0)", "Tesla T4 (7.5)"]
+    assert info["auto"] == {"cpu": "native", "cuda:0": "native", "cuda:1": "triton"}
+    assert info["backends"]["native"]["available"] == ["cpu", "cuda:0"]
+    assert list(info["backends"]["native"]["why_not"]) == ["cuda:1"]
+    refused = info["backends"]["native"]["why_not"]["cuda:1"]
+    assert refused.endswith("build again with TORCH_CUDA_ARCH_LIST='8.0;7.5'")  # which leaves none out
+    first, second = (kind_on(f"cuda:{index}", torch.float32) for index in range(2))
+    assert (choose("auto", first), choose("auto", second)) == ("native", "triton")
+    assert choose("native", first) == "native"
+    with pytest.raises(BackendUnavailable, match=r"Tesla T4 \(7\.5\) cannot run"):
+        choose("native", second)
+
+
+def test_gpus_that_are_alike_are_one_device_of_info(machine) -> None:
+    machine({"NVIDIA H100": (9, 0), "NVIDIA H200": (9, 0)}, DEFAULT)
+    assert grokfused.info()["auto"] == {"cpu": "native", "cuda": "native"}
 
 
 @pytest.mark.parametrize("name", ["auto", "native"])

@@ -1,5 +1,6 @@
-// Rows for steps that the device counts: one thread derives one, in float64. All that a launch needs is its
-// argument, so that nothing is copied and a captured graph keeps it.
+// Rows for steps that the device counts: one thread derives one, in float64, and the first of all what clips
+// the gradients. All that a launch needs is its argument, so that nothing is copied and a captured graph
+// keeps it.
 //
 // Memory: 4 bytes read and 52 written per tensor (104 beside float64 parameters).
 #include "../rows.h"
@@ -8,13 +9,14 @@
 namespace grokfused::cuda {
 namespace {
 
-constexpr int kTensors = 128, kGroups = 16;
+constexpr int kTensors = 128, kGroups = 14;
 
 struct RowsArgument {
   DeviceGroup groups[kGroups];
   const float* counters[kTensors];
   float starts[kTensors];
   uint8_t group_of[kTensors];
+  Clipping clipping;
   void* rows;
   int32_t tensors;
 };
@@ -25,6 +27,7 @@ __global__ void rows_kernel(const __grid_constant__ RowsArgument of) {
   const auto t = static_cast<int32_t>(threadIdx.x);
   if (t < of.tensors)
     put_row<Real>(row_after(of.groups[of.group_of[t]], *of.counters[t], of.starts[t]), of.rows, t);
+  if (t == 0) put_divisor<Real>(of.clipping);
 }
 
 void make_rows(const Rows& of) {
@@ -33,6 +36,7 @@ void make_rows(const Rows& of) {
   const size_t count = of.counters.size(), row = kScalarCount * (of.wide ? sizeof(double) : sizeof(float));
   for (size_t begin = 0, end = begin; begin < count; begin = end) {
     RowsArgument argument{};
+    if (begin == 0) argument.clipping = of.clipping;
     std::map<int32_t, uint8_t> places;  // group -> its place in the argument
     for (; end < count && end - begin < kTensors; ++end) {
       const int32_t group = of.group_of[end];

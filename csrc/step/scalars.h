@@ -83,4 +83,12 @@ GROK_HD ScalarsOf<Real> unscaled(ScalarsOf<Real> scalars, const Real* grad_scale
   return scalars;
 }
 
+// What divides gradients that were multiplied by loss_scale, and then have this norm, so that in true units
+// it is max_norm at most. The truth is divisor() in grokfused/step/clipping.py; a NaN stays one.
+template <class Real>
+GROK_HD Real clipping_divisor(Real norm, Real loss_scale, Real max_norm) {
+  const Real coefficient = Real{1} / (norm / loss_scale + static_cast<Real>(1e-6)) * max_norm;
+  return loss_scale / (coefficient > Real{1} ? Real{1} : coefficient);
+}
+
 }  // namespace grokfused

@@ -26,6 +26,7 @@ class Kind(NamedTuple):
     device: str
     dtype: torch.dtype  # of the parameters
     dense: bool  # the elements fill one stretch of memory, as they are: none changes when it is read
+    gpu: int | None = None  # which one; None: the current one
 
 
 # In the order in which "auto" asks. Each module has `adamw_step_` and `why_not(kind)`, may have `note(kind)`
@@ -95,7 +96,13 @@ def _tell_note(name: str, kind: Kind) -> None:
 
 def choose_for(name: str, param: Tensor, dense: bool) -> str:
     """Returns ``choose`` for a parameter whose shard is dense or not."""
-    return choose(name, Kind(param.device.type, param.dtype, dense))
+    return choose(name, kind_on(param.device, param.dtype, dense))
+
+
+def kind_on(device: torch.device | str, dtype: torch.dtype, dense: bool = True) -> Kind:
+    """Returns what a bucket on a device looks like."""
+    device = torch.device(device)
+    return Kind(device.type, dtype, dense, device.index)
 
 
 def info() -> dict[str, Any]:
@@ -105,10 +112,11 @@ def info() -> dict[str, Any]:
         ``version``, ``torch`` and ``python`` (versions); ``build`` (how ``_C`` was built, or None; its
         ``cuda_error`` says why the CUDA kernels were not); ``gpus``, each with its compute capability;
         ``backends``: name -> {"available", "why_not", "note"}, asked for each device there is; ``auto``:
-        device -> the backend that ``backend="auto"`` takes. Where there is a GPU this initializes CUDA.
+        device -> the backend that ``backend="auto"`` takes. The devices are "cpu" and "cuda"; where GPUs
+        differ in their compute capability, each counts by itself ("cuda:0", "cuda:1").
+        Where there is a GPU this initializes CUDA.
     """
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    kinds = {device: Kind(device, torch.float32, dense=True) for device in devices}
+    kinds = {device: kind_on(device, torch.float32) for device in ("cpu", *gpus.devices())}
     refusals = {
         name: {device: backend(name).why_not(kind) for device, kind in kinds.items()} for name in BACKENDS
     }
@@ -129,5 +137,5 @@ def info() -> dict[str, Any]:
             }
             for name, reasons in refusals.items()
         },
-        "auto": {device: next(name for name in BACKENDS if not refusals[name][device]) for device in devices},
+        "auto": {device: next(name for name in BACKENDS if not refusals[name][device]) for device in kinds},
     }

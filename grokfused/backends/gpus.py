@@ -56,28 +56,39 @@ def code_for(gpu: Gpu, built: Iterable[str]) -> Code:
     return found
 
 
-def why_not(built: tuple[str, ...]) -> str | None:
-    """Says which GPU a build has no code for, or None."""
-    lacking = [gpu for gpu in visible() if code_for(gpu, built) == "none"]
-    if not lacking:
+def devices() -> list[str]:
+    """Returns the devices that may be told apart: "cuda", or each GPU where their capabilities differ."""
+    found = visible() if torch.cuda.is_available() else []
+    if len({gpu.capability for gpu in found}) > 1:
+        return [f"cuda:{index}" for index in range(len(found))]
+    return ["cuda"] if found else []
+
+
+def why_not(built: tuple[str, ...], index: int | None) -> str | None:
+    """Says why a build has no code for a GPU, by its index or the current one, or None."""
+    gpu = _gpu(index)
+    if code_for(gpu, built) != "none":
         return None
     return (
-        f"_C has kernels for compute capability {', '.join(built)}, which {lacking[0]} cannot run: "
-        f"{_build_again(lacking)}, or hide that GPU with CUDA_VISIBLE_DEVICES"
+        f"_C has kernels for compute capability {', '.join(built)}, which {gpu} cannot run: {_build_again()}"
     )
 
 
-def note(built: tuple[str, ...]) -> str | None:
-    """Says which GPU the driver must compile a build's kernels for, or None."""
-    slow = [gpu for gpu in visible() if code_for(gpu, built) == "PTX"]
-    if not slow:
+def note(built: tuple[str, ...], index: int | None) -> str | None:
+    """Says that the driver must compile a build's kernels for a GPU, or None."""
+    gpu = _gpu(index)
+    if code_for(gpu, built) != "PTX":
         return None
     return (
-        f"_C has no machine code for {slow[0]}: the driver compiles the kernels in the first step, which "
-        f"takes long; to avoid that, {_build_again(slow)}"
+        f"_C has no machine code for {gpu}: the driver compiles the kernels in the first step, which takes "
+        f"long; to avoid that, {_build_again()}"
     )
 
 
-def _build_again(gpus: list[Gpu]) -> str:
-    names = dict.fromkeys("{}.{}".format(*gpu.capability) for gpu in gpus)
+def _gpu(index: int | None) -> Gpu:
+    return visible()[torch.cuda.current_device() if index is None else index]
+
+
+def _build_again() -> str:
+    names = dict.fromkeys("{}.{}".format(*gpu.capability) for gpu in visible())
     return f"build again with TORCH_CUDA_ARCH_LIST='{';'.join(names)}'"

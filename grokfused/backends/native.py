@@ -34,9 +34,10 @@ except ImportError as error:  # not built, or built for another Python or torch
 
 
 def build_info() -> dict[str, Any] | None:
-    """Returns how ``_C`` was built (version, torch target, compilers, flags), or None without it.
+    """Returns how ``_C`` was built (version, torch target, compiler, flags), or None without it.
 
-    ``cuda_error`` says why it has no CUDA kernels where they were to be built, and is None otherwise.
+    ``nvcc`` is the version of CUDA's compiler, ``nvcc_flags`` what it was told, both "" where there are no
+    CUDA kernels. ``cuda_error`` says why not where they were to be built, and is None otherwise.
     """
     if _missing:
         return None
@@ -48,7 +49,7 @@ def why_not(kind: Any) -> str | None:
     """Says why this backend cannot run a bucket of this kind (``backends.Kind``), or None."""
     if _missing:
         return _missing
-    if kind.device != "cpu" and (reason := _why_no_kernel(kind.device)):
+    if kind.device != "cpu" and (reason := _why_no_kernel(kind)):
         return reason
     if not kind.dense:
         return (
@@ -59,19 +60,19 @@ def why_not(kind: Any) -> str | None:
 
 def note(kind: Any) -> str | None:
     """Says what a user should know before the first step on a bucket of this kind, or None."""
-    return gpus.note(_architectures()) if kind.device == "cuda" and not _missing else None
+    return gpus.note(_architectures(), kind.gpu) if kind.device == "cuda" and not _missing else None
 
 
 def _architectures() -> tuple[str, ...]:
     return tuple(_C.build_info()["cuda_architectures"])
 
 
-def _why_no_kernel(device: str) -> str | None:
+def _why_no_kernel(kind: Any) -> str | None:
     built = _architectures()
-    if device == "cuda" and built:
-        return gpus.why_not(built)
-    lacks = f"_C was built without a kernel for {device}"
-    return f"{lacks}:\n{_build_error}" if device == "cuda" and _build_error else lacks
+    if kind.device == "cuda" and built:
+        return gpus.why_not(built, kind.gpu)
+    lacks = f"_C was built without a kernel for {kind.device}"
+    return f"{lacks}:\n{_build_error}" if kind.device == "cuda" and _build_error else lacks
 
 
 def new_table(keys: Callable[[Tensor], int]) -> Any:

@@ -101,8 +101,8 @@ def cases_of(backend: str, device: str) -> list[Case]:
     """Returns the part of the grid whose dtypes a backend takes: Triton's kernels have no float64."""
     why_not = backends.backend(backend).why_not
     takes = {
-        dtype: why_not(backends.Kind(device, dtype, dense=True)) is None
-        or why_not(backends.Kind(device, torch.float32, dense=True)) is not None
+        dtype: why_not(backends.kind_on(device, dtype)) is None
+        or why_not(backends.kind_on(device, torch.float32)) is not None
         for dtype in PARAM_DTYPES
     }
     return [case for case in cases() if takes[case.param_dtype]]

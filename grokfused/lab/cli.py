@@ -51,9 +51,7 @@ def prepare(config: Config, folder: RunFolder, plan: Plan) -> Experiment:
     With ``plan.resume``, a directory without a run is one that a stopped ``--compare`` never reached.
     """
     if config.ours:
-        backends.choose(
-            config.backend, backends.Kind(torch.device(config.device).type, torch.float32, dense=True)
-        )
+        backends.choose(config.backend, backends.kind_on(config.device, torch.float32))
     experiment = Experiment(config)
     if plan.resume and folder.holds_a_run():
         experiment.load_state_dict(folder.load())

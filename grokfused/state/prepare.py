@@ -52,7 +52,7 @@ COUNTERS = (torch.float32, torch.float64, torch.int64, torch.int32)
 def kind_of(param: Tensor) -> backends.Kind:
     """Returns what a backend must know of a parameter."""
     shard = local(param)
-    return backends.Kind(param.device.type, param.dtype, is_dense(shard) and not is_unresolved(shard))
+    return backends.kind_on(param.device, param.dtype, is_dense(shard) and not is_unresolved(shard))
 
 
 def check_place(param: Tensor, grad: Tensor, state: Mapping[str, Any], group: Group, name: object) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -124,19 +124,28 @@ def _whole(norm: Tensor) -> Tensor:
     return norm if full is None else full()
 
 
+class Clip(NamedTuple):
+    """How the gradients of a step are clipped.
+
+    Attributes:
+        norm: That of all of them, still multiplied by a loss scale if there is one: ``total_norm``.
+        max_norm: What it is brought down to, in true units.
+    """
+
+    norm: Tensor
+    max_norm: float
+
+
 @torch.no_grad()
-def clipped(scale: GradScale, grads: Sequence[Tensor], max_norm: float) -> GradScale:
-    """Returns the scale that also brings the norm of all gradients, in true units, down to ``max_norm``.
+def divisor(clip: Clip, loss_scale: Tensor | None) -> Tensor:
+    """Returns what divides gradients, multiplied by ``loss_scale``, to clip them: [], of the norm's dtype.
 
     The coefficient is that of ``torch.nn.utils.clip_grad_norm_``, min(1, max_norm / (norm + 1e-6)). A norm
-    that is NaN makes it NaN, an infinite one 0.
+    that is NaN makes it NaN, an infinite one 0. Native code has the formula too, for what it derives on the
+    device (csrc/step/scalars.h).
     """
-    if not grads:
-        return scale
-    norm = total_norm(grads)
-    loss_scale = scale.get("grad_scale")
+    norm, scale = clip.norm, 1.0 if loss_scale is None else loss_scale.to(clip.norm).reshape(())
     if loss_scale is not None:
-        loss_scale = loss_scale.to(norm.device, norm.dtype).reshape(())
-        norm = norm / loss_scale
-    coefficient = (max_norm / (norm + EPS)).clamp(max=1.0)
-    return {**scale, "grad_scale": (1.0 if loss_scale is None else loss_scale) / coefficient}
+        norm = norm / scale
+    coefficient: Tensor = (clip.max_norm / (norm + EPS)).clamp(max=1.0)
+    return scale / coefficient

@@ -1,9 +1,10 @@
 """The scalars of a step that only the device can number: captured in a graph, or under a loss scale.
 
 Whether a step counts is then known to the device alone (an overflow cancels it), and the host must not wait
-for it. The formulas are those of ``scalars.derive``: the native backend has a kernel of them (csrc/rows.h),
-for others they run on float64 tensors of the device. Its powers may differ from the host's in the last bit,
-which float32 does not show; a step in float64 does.
+for it. The formulas are those of ``scalars.derive``, and of ``clipping.divisor`` where the norm of gradients
+is clipped: the native backend has a kernel of them (csrc/rows.h), for others they run on tensors of the
+device. Its powers may differ from the host's in the last bit, which float32 does not show; a step in float64
+does.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from grokfused.backends.reference import Scalars
+from grokfused.step.clipping import Clip
 from grokfused.step.grad_filter import Gate, gate_of
 from grokfused.step.scalars import (
     TENSORS,
@@ -71,17 +73,33 @@ def table(
 
 
 def derive_there(
-    groups: Sequence[Group], walk: Any, bucket: int, device: torch.device, dtype: torch.dtype
+    groups: Sequence[Group],
+    walk: Any,
+    bucket: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    clipping: tuple[Any, ...] | None,
 ) -> Tensor:
-    """Returns what ``table`` does for a bucket of the native backend: in one launch, by csrc/rows.h."""
+    """Returns what ``table`` does for a bucket of the native backend: in one launch, by csrc/rows.h.
+
+    It also fills the last of ``clipping``.
+    """
     group_of = walk.groups(bucket)
     rows = torch.empty((len(group_of), len(Scalars._fields)), dtype=dtype, device=device)
     known = {
         number: (_numbers(groups[number], device), _read_there(groups[number], device))
         for number in {*group_of}
     }
-    walk.derive_there(bucket, rows, known)
+    walk.derive_there(bucket, rows, known, clipping)
     return rows
+
+
+def clipping(
+    clip: Clip, loss_scale: Tensor | None, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None, float, Tensor]:
+    """Returns how ``derive_there`` clips gradients: norm, loss scale, limit, and where their divisor goes."""
+    scale = None if loss_scale is None else _as_read(loss_scale.to(device))
+    return _as_read(clip.norm.to(device)), scale, clip.max_norm, torch.empty((), dtype=dtype, device=device)
 
 
 def _read_there(group: Group, device: torch.device) -> tuple[Tensor | None, ...]:

@@ -21,8 +21,8 @@ from grokfused.state.prepare import check_imagined, check_place, imagine_step, p
 from grokfused.state.sharding import is_sharded, local
 from grokfused.state.storage import fitting_grad
 from grokfused.step import device_scalars
-from grokfused.step.clipping import GradScale, clipped, max_norm_of, total_norm
-from grokfused.step.members import Groups, Members
+from grokfused.step.clipping import Clip, GradScale, divisor, max_norm_of, total_norm
+from grokfused.step.members import Members
 from grokfused.step.options import check_options, refuse_incomplete
 from grokfused.step.policy import Policy, policies_of
 from grokfused.step.scalars import scalar_table, step_scalars
@@ -73,10 +73,11 @@ class Step:
         self._begins = self._walk.begins
         if self._fitted or self._walk.itself is not None:
             self._refuse(self._walk, 0)
+        self._scale = scale
+        self._clip = Clip(total_norm(members.grads), max_norm) if max_norm and members.grads else None
         self._buckets = self._derived(members, self._walk)
         if max_norm is not None:
             warn_of_partial_norm(members.owner, members.keys)
-        self._scale = scale if max_norm is None else clipped(scale, members.grads, max_norm)
 
     def run(self) -> None:
         """Takes the step. Parameters that share memory are stepped one after the other, in their order."""
@@ -169,25 +170,41 @@ class Step:
             )
 
     def _derived(self, members: Members, walk: Any) -> list[Any]:
-        """Has the walk derive the scalars that the host knows; returns each bucket, with the device's own."""
-        groups = members.groups
-        walk.derive(groups, step_scalars)
+        """Has the walk derive what the host knows; returns each bucket, its scale and the device's table."""
+        walk.derive(members.groups, step_scalars)
+        plain = not self._scale and self._clip is None
         return [
-            (*kind, _table(groups, walk, bucket, kind[0], members.params[kind[-1]]) if kind[1] else None)
+            (*kind, *(self._numbers(members, walk, bucket, kind) if kind[1] or not plain else ({}, None)))
             for bucket, kind in enumerate(walk.kinds)
         ]
 
+    @torch.no_grad()
+    def _numbers(self, members: Members, walk: Any, bucket: int, kind: Any) -> tuple[Any, Tensor | None]:
+        """Returns what divides a bucket's gradients and may cancel it, and the device's table or None."""
+        (backend, on_device, _, place), scale, clipping = kind, dict(self._scale), None
+        device = members.params[place].device if on_device else CPU
+        real = real_dtype(members.params[place].dtype)
+        if self._clip and on_device and backend == "native":
+            clipping = device_scalars.clipping(self._clip, scale.get("grad_scale"), device, real)
+            scale["grad_scale"] = clipping[-1]
+        elif self._clip:
+            scale["grad_scale"] = divisor(self._clip, scale.get("grad_scale"))
+        for name, number in scale.items():
+            dtype = real if name == "grad_scale" else torch.float32
+            scale[name] = number.to(device, dtype).resolve_neg().reshape(())
+        if not on_device:
+            return scale, None
+        if backend == "native":
+            return scale, device_scalars.derive_there(members.groups, walk, bucket, device, real, clipping)
+        asked = (members.groups, walk.groups(bucket), walk.starts(bucket), walk.lists(bucket)["step"])
+        return scale, device_scalars.table(*asked, device, real)
+
     def _run(self, members: Members, walk: Any, buckets: list[Any]) -> None:
-        for bucket, (backend, on_device, policy, place, table) in enumerate(buckets):
-            scale, real = {}, real_dtype(members.params[place].dtype)
-            if self._scale:
-                device = members.params[place].device if on_device else CPU
-                for name, number in self._scale.items():
-                    dtype = real if name == "grad_scale" else torch.float32
-                    scale[name] = number.to(device, dtype).resolve_neg().reshape(())
+        for bucket, (backend, on_device, policy, place, scale, table) in enumerate(buckets):
             if not on_device and scale and scale.pop("found_inf", NONE).item() != 0:
                 continue
             if backend != "native":
+                real = real_dtype(members.params[place].dtype)
                 numbers = scalar_table(walk.scalars(), real) if table is None else table
                 _run_lists(backend, walk, bucket, self._policies[policy], numbers, scale)
             elif torch.autograd.profiler._is_profiler_enabled:  # no operator of torch's tells it
@@ -196,16 +213,6 @@ class Step:
             else:
                 walk.run(bucket, table, scale.get("grad_scale"), scale.get("found_inf"))
         _note_written(members.params, walk.sharded)
-
-
-@torch.no_grad()
-def _table(groups: Groups, walk: Any, bucket: int, backend: str, param: Tensor) -> Tensor:
-    """Returns the scalars of a bucket, which the device numbers; ``param`` is one of it."""
-    real = real_dtype(param.dtype)
-    if backend == "native":
-        return device_scalars.derive_there(groups, walk, bucket, param.device, real)
-    steps = walk.lists(bucket)["step"]
-    return device_scalars.table(groups, walk.groups(bucket), walk.starts(bucket), steps, param.device, real)
 
 
 def _is_for_states(members: Members) -> bool:

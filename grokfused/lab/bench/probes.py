@@ -44,7 +44,7 @@ def _probe_gpu(step: Step) -> Probe:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as recorded:
         step()
         torch.cuda.synchronize()
     on_gpu = torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]
