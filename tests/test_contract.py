@@ -60,6 +60,7 @@ MAY_IMPORT = {
     "step": {"step", "state", "backends"},
     "optim": {"optim", "step", "state"},
     "pruning": {"pruning"},
+    "schedules": {"schedules", "step"},
 }
 
 
