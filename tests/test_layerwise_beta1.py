@@ -51,8 +51,9 @@ def test_groups_of_an_optimizer_keep_their_names_too() -> None:
 def test_there_is_one_group_for_each_beta1() -> None:
     params = [new_param(2) for _ in range(4)]
     assert [group["params"] for group in layerwise_beta1(params, 0.0)] == [params]
-    found = [(group["betas"][0], len(group["params"])) for group in layerwise_beta1(params, 1.0)]
-    assert found == [(0.9, 1), (0.0, 3)]
+    for given, sizes in ((params, [(0.9, 1), (0.0, 3)]), ([{"params": []}], [(0.9, 0)])):
+        found = [(group["betas"][0], len(group["params"])) for group in layerwise_beta1(given, 1.0)]
+        assert found == sizes
 
 
 def test_what_is_frozen_counts_no_layer() -> None:

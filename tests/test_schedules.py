@@ -255,10 +255,9 @@ class TestGrokkingSignal:
         assert signal.update(make(2.0), make(0.5)) == 0.0  # from the initial value, not from the last
         assert [group["alpha"] for group in optimizer.param_groups] == [0.93, 0.5]
 
-    def test_it_is_the_signal_of_grokadamw(self) -> None:
-        theirs = pytest.importorskip("grokadamw").GrokAdamW
+    def test_it_is_the_signal_of_grokadamw(self, grokadamw) -> None:
         for train_loss, val_loss in [(0.0, 0.0), (0.0, 3.0), (3.0, 0.0), (0.1, 7.3), (2.0, 2.0), (7.3, 0.1)]:
-            assert grokking_signal(train_loss, val_loss) == theirs._default_grokking_signal(
+            assert grokking_signal(train_loss, val_loss) == grokadamw._default_grokking_signal(
                 train_loss, val_loss
             )
 

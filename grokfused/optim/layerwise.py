@@ -104,7 +104,7 @@ def _split(
         for name, beta in zip(("beta1", "beta2"), _plain_pair(group["betas"]), strict=True)
     )
     options = {name: value for name, value in group.items() if name not in ("params", "param_names")}
-    parts: dict[float, list[Any]] = {}
+    parts: dict[float, list[Any]] = {} if members else {beta1: []}
     for member, layer in zip(members, layers, strict=True):
         parts.setdefault(beta1 * keep**layer, []).append(member)
     return [{**options, "params": part, "betas": (beta, beta2)} for beta, part in parts.items()]

@@ -1,0 +1,8 @@
+"""Names and signatures of others, on this project's step: for code that comes from there.
+
+Import it by its name. ``docs/migration.md`` says what becomes of each argument.
+"""
+
+from grokfused.compat.grokadamw import GrokAdamW
+
+__all__ = ["GrokAdamW"]
