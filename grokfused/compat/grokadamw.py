@@ -9,13 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from torch._compile import _disable_dynamo
 
 from grokfused import GrokAdamW as FusedGrokAdamW
-from grokfused.compat.grokadamw_state import GIVEN, as_ours, by_given_group, is_theirs
-from grokfused.optim.layerwise import layerwise_beta1
+from grokfused.compat.grokadamw_state import as_ours, is_theirs
 from grokfused.schedules import grokking_signal
-from grokfused.step.scalars import BELOW_ONE, FLOAT32_MAX
+from grokfused.step.members import Members
+from grokfused.step.scalars import BELOW_ONE, FLOAT32_MAX, pair_of_betas
 
 FNS = "grokking_signal_fns"
 
@@ -37,7 +36,7 @@ RANGES = {
 class GrokAdamW(FusedGrokAdamW):
     """The optimizer of PyPI's grokadamw 0.1.2, by its arguments, their order and defaults, on the fused step.
 
-    For the layer l of each group, of which each parameter is one (``grokfused.layerwise_beta1``):
+    For the layer l = 0, 1, ... of a group, of which each parameter is one:
 
         alpha = alpha_init * exp(-grokking_signal_decay_rate * signal)
         beta1 = betas[0] * (1 - gamma)^l
@@ -51,15 +50,13 @@ class GrokAdamW(FusedGrokAdamW):
     - eps is added to the bias-corrected root, as in torch; theirs to the root before that correction.
     - A saved state holds tensors by number, and resumes; theirs holds parameters, and starts anew.
     - States lie beside their parameter, in float32; theirs on the CPU, in the parameter's dtype.
-    - param_groups has a group for each beta1; theirs has those given, and counts layers in each step.
+    - Layers are the parameters of a group that require a gradient; theirs those that have one now.
     - A signal below 0 counts as 0; theirs raises alpha above alpha_init, beyond 1 too.
     - A loss below 0, and a loss or signal that is not finite, is an error; theirs goes on.
 
-    Their options in the groups are what counts. They are read before each step, and ``alpha`` and
-    ``max_grad_norm`` are written by them; gamma and betas count when a group is added. ``train_loss`` and
-    ``eval_loss``, written into a group, make the signal where there are no functions; written into one of the
-    groups that a given one became, they hold for all of these. The options of ``grokfused.GrokAdamW`` may
-    stand in groups.
+    Each step reads their options in the groups: ``alpha`` and ``max_grad_norm`` there count for nothing.
+    ``train_loss`` and ``eval_loss``, written into a group, make its signal where there are no functions. The
+    other options of ``grokfused.GrokAdamW`` may stand in groups.
 
     Args:
         params: As for ``grokfused.GrokAdamW``.
@@ -103,66 +100,50 @@ class GrokAdamW(FusedGrokAdamW):
             "gradient_clipping": gradient_clipping,
         }
         _check(self._theirs)
-        options = _ours(self._theirs, 0.0) | {"lamb": lamb, "grad_ema_init": "zero"}
-        super().__init__(params, lr, betas, eps, weight_decay, **options)
+        filtering = {"alpha": alpha_init, "lamb": lamb, "grad_ema_init": "zero"}
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad=False, **filtering)
         del self._theirs  # they are defaults by now
 
     def _own(self, params: Any, defaults: dict[str, Any]) -> None:
         super()._own(params, defaults | self._theirs)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds the groups that a group of parameters becomes, one for each beta1; see ``layerwise_beta1``.
+        """Adds a group of parameters; options it does not name are the optimizer's own.
 
         Raises:
             ValueError, TypeError: As for the class. Nothing was changed.
         """
-        if not isinstance(param_group, dict) or "params" not in param_group:
-            super().add_param_group(param_group)  # which raises
-            return
-        options = {**self.defaults, **param_group}
-        _check(options)
-        begin = len(self.param_groups)
-        number = 1 + max((group[GIVEN] for group in self.param_groups), default=-1)
-        try:
-            for part in layerwise_beta1([param_group], options["gamma"], options["betas"]):
-                super().add_param_group({**part, **_ours(options, 0.0), GIVEN: number})
-        except BaseException:
-            del self.param_groups[begin:]
-            raise
+        if isinstance(param_group, dict):
+            _check({**self.defaults, **param_group})
+        super().add_param_group(param_group)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Takes one step on every parameter that has a gradient, with the alpha of the signal as it is then.
+    def as_stepped(self, members: Members) -> Members:
+        """Returns the members of a step with a group for each layer, in which their options are ours."""
+        if not members.keys:
+            return members
+        numbers = dict.fromkeys(members.group_of)
+        for number in numbers:  # all, before functions are asked
+            _check(members.groups[number])
+        ours = {number: self._in_ours(members.groups[number]) for number in numbers}
+        layers = {number: _layers(members.groups[number]) for number in numbers}
+        places: dict[tuple[int, int], int] = {}
+        groups: list[dict[str, Any]] = []
+        group_of = []
+        for key, number in zip(members.keys, members.group_of, strict=True):
+            layer = layers[number].get(id(key), 0)
+            place = places.setdefault((number, layer), len(groups))
+            if place == len(groups):
+                groups.append(_of_layer(ours[number], layer) if layer else ours[number])
+            group_of.append(place)
+        return members._replace(groups=groups, group_of=group_of)
 
-        Args:
-            closure: Re-evaluates the model and returns the loss. (default: None)
-
-        Returns:
-            What the closure returned, or None.
-        """
-        if closure is None:
-            self._translate()
-            return super().step()
-
-        def evaluated() -> Any:
-            loss = closure()
-            self._translate()
-            return loss
-
-        return super().step(evaluated)
-
-    step.hooked = True  # type: ignore[attr-defined]  # as the step that it calls
-
-    @_disable_dynamo
-    def _translate(self) -> None:
-        """Writes what their options in the groups mean in ours; whatever fails has changed nothing yet."""
-        found = []
-        for parts in by_given_group(self.param_groups):
-            for part in parts:
-                _check(part)
-            signal = _signal(parts)
-            found += [(part, _ours(part, signal)) for part in parts]
-        for part, options in found:
-            part.update(options)
+    def _in_ours(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Returns a group, checked, with what its options mean in ours."""
+        lowered = math.exp(-float(group["grokking_signal_decay_rate"]) * _signal(group))
+        limit = _limit(group)
+        if limit is not None and self._in_backward is not None:
+            raise ValueError(f"gradient_clipping={limit} cannot be used with step_in_backward: set it to 0")
+        return {**group, "alpha": float(group["alpha_init"]) * lowered, "max_grad_norm": limit}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state as ``grokfused.GrokAdamW`` does; functions are no part of it."""
@@ -178,15 +159,14 @@ class GrokAdamW(FusedGrokAdamW):
         behind the newest counts.
 
         Raises:
-            ValueError: The state dict does not fit; gamma is 0 in one and not in the other; or their states
-                cannot be told apart. Nothing was changed.
+            ValueError: The state dict does not fit, or its states cannot be told apart. Nothing was changed.
         """
-        kept = [(group[GIVEN], group[FNS]) for group in self.param_groups]
+        functions = [group[FNS] for group in self.param_groups]
         super().load_state_dict(
             as_ours(state_dict, self.param_groups) if is_theirs(state_dict) else state_dict
         )
-        for group, (number, functions) in zip(self.param_groups, kept, strict=True):
-            group |= {GIVEN: number, FNS: functions}
+        for group, kept in zip(self.param_groups, functions, strict=True):
+            group[FNS] = kept
 
 
 def _check(options: Mapping[str, Any]) -> None:
@@ -202,28 +182,31 @@ def _check(options: Mapping[str, Any]) -> None:
         raise TypeError(f"{FNS} must be None or a list of functions, got {functions!r}")
 
 
-def _ours(options: Mapping[str, Any], signal: float) -> dict[str, Any]:
-    """Returns what their options, checked, mean in ours."""
-    lowered = math.exp(-float(options["grokking_signal_decay_rate"]) * signal)
+def _limit(options: Mapping[str, Any]) -> float | None:
+    """Returns the limit of all gradients' norm, or None."""
     limit = float(options["gradient_clipping"])
-    return {
-        "alpha": float(options["alpha_init"]) * lowered,
-        "max_grad_norm": limit if 0.0 < limit <= FLOAT32_MAX else None,
-    }
+    return limit if 0.0 < limit <= FLOAT32_MAX else None
 
 
-def _signal(parts: Sequence[Mapping[str, Any]]) -> float:
-    """Returns the grokking signal of the groups that one given group became, >= 0."""
-    functions = parts[0][FNS]
-    if functions is None:
-        train_loss, eval_loss = (_first(parts, name) for name in ("train_loss", "eval_loss"))
+def _layers(group: Mapping[str, Any]) -> dict[int, int]:
+    """Returns the layer of each parameter of a group that has not the first beta of the group, by its id."""
+    if not group["gamma"]:
+        return {}
+    return {id(param): layer for layer, param in enumerate(p for p in group["params"] if p.requires_grad)}
+
+
+def _of_layer(group: dict[str, Any], layer: int) -> dict[str, Any]:
+    beta1, beta2 = pair_of_betas(group["betas"])
+    return {**group, "betas": (beta1 * (1.0 - float(group["gamma"])) ** layer, beta2)}
+
+
+def _signal(group: Mapping[str, Any]) -> float:
+    """Returns the grokking signal of a group, >= 0."""
+    if group[FNS] is None:
+        train_loss, eval_loss = group.get("train_loss"), group.get("eval_loss")
         return 0.0 if train_loss is None or eval_loss is None else grokking_signal(train_loss, eval_loss)
-    signals = [value for function in functions if (value := _asked(function)) is not None]
+    signals = [value for function in group[FNS] if (value := _asked(function)) is not None]
     return max(0.0, sum(signals) / len(signals)) if signals else 0.0
-
-
-def _first(parts: Sequence[Mapping[str, Any]], name: str) -> Any:
-    return next((part[name] for part in parts if part.get(name) is not None), None)
 
 
 def _asked(function: Callable[[], Any]) -> float | None:

@@ -8,19 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grokfused.optim.layerwise import layerwise_beta1
-
-GIVEN = "given_group"  # of a group: the number of the group, as it was given, that it is a part of
 NAMES = {"step": "step", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "grok_ema": "grad_ema"}
 Groups = Sequence[dict[str, Any]]
-
-
-def by_given_group(groups: Groups) -> list[list[dict[str, Any]]]:
-    """Returns the groups, those together that one given group became."""
-    found: dict[int, list[dict[str, Any]]] = {}
-    for group in groups:
-        found.setdefault(group[GIVEN], []).append(group)
-    return list(found.values())
 
 
 def is_theirs(state_dict: object) -> bool:
@@ -29,7 +18,8 @@ def is_theirs(state_dict: object) -> bool:
     if not isinstance(groups, Sequence) or not groups:
         return False
     return all(
-        isinstance(group, Mapping) and "alpha_init" in group and GIVEN not in group for group in groups
+        isinstance(group, Mapping) and "alpha_init" in group and "grad_filter" not in group
+        for group in groups
     )
 
 
@@ -43,43 +33,24 @@ def as_ours(state_dict: Mapping[str, Any], groups: Groups) -> dict[str, Any]:
     Raises:
         ValueError: It does not fit the groups, or its states cannot be told apart.
     """
-    given, saved_groups = by_given_group(groups), state_dict["param_groups"]
-    if len(given) != len(saved_groups):
-        raise ValueError(
-            f"the state dict has {len(saved_groups)} groups, this optimizer was given {len(given)}"
-        )
+    saved_groups = state_dict["param_groups"]
+    if len(groups) != len(saved_groups):
+        raise ValueError(f"the state dict has {len(saved_groups)} groups, this optimizer {len(groups)}")
     begin, states, found = 0, {}, []
-    for number, (parts, saved) in enumerate(zip(given, saved_groups, strict=True)):
-        params = [param for part in parts for param in part["params"]]
+    for number, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
+        name, params = f"param_groups[{number}]", group["params"]
+        if len(saved["params"]) != len(params):
+            raise ValueError(
+                f"{name} has {len(saved['params'])} parameters in the state dict, {len(params)} here"
+            )
         numbers = {param: begin + place for place, param in enumerate(params)}
-        for param, state in _paired(params, saved.get("state", {}), f"param_groups[{number}]"):
+        for param, state in _paired(params, saved.get("state", {}), name):
             states[numbers[param]] = state
-        options = {name: value for name, value in saved.items() if name not in ("params", "state", "betas")}
+        options = {key: value for key, value in saved.items() if key != "state"}
         # Theirs has no amsgrad; without the key it would not be taken for a group of an Adam.
-        options |= {"amsgrad": False, GIVEN: parts[0][GIVEN]}
-        for part, betas in zip(parts, _betas(parts, params, saved, number), strict=True):
-            end = begin + len(part["params"])
-            found.append({**options, "betas": betas, "params": list(range(begin, end))})
-            begin = end
+        found.append({**options, "amsgrad": False, "params": list(numbers.values())})
+        begin += len(params)
     return {"state": states, "param_groups": found}
-
-
-def _betas(
-    parts: Groups, params: list[Tensor], saved: Mapping[str, Any], number: int
-) -> list[tuple[float, float]]:
-    """Returns the betas of each part, by the gamma that was saved."""
-    if len(saved["params"]) != len(params):
-        raise ValueError(
-            f"param_groups[{number}] has {len(saved['params'])} parameters in the state dict, "
-            f"and {len(params)} here"
-        )
-    split = layerwise_beta1([{"params": params}], saved["gamma"], saved["betas"])
-    if [len(part["params"]) for part in split] != [len(part["params"]) for part in parts]:
-        raise ValueError(
-            f"param_groups[{number}] was saved with gamma={saved['gamma']}, and this optimizer was made with "
-            f"gamma={parts[0]['gamma']}: make it with gamma={saved['gamma']}"
-        )
-    return [part["betas"] for part in split]
 
 
 def _paired(
