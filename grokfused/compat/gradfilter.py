@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from grokfused.backends.reference import GRAD_FILTERS, Scalars, real_dtype
-from grokfused.step.scalars import Hyperparameters, checked_number, derive, scalar_table
+from grokfused.step.scalars import checked_number, scalar_table
 
 
 @torch.no_grad()
@@ -71,16 +71,10 @@ def gradfilter_ema(
 
 
 def _scalars(alpha: float, lamb: float, dtype: torch.dtype) -> Scalars:
-    """Returns the numbers of a filter as a step has them, rounded once."""
-    values = Hyperparameters(
-        0.0,
-        (0.0, 0.0),
-        0.0,
-        0.0,
-        checked_number("alpha", alpha, given=True),
-        checked_number("lamb", lamb, given=True),
-    )
-    row = derive(values, step=1.0, grad_factor=1.0)
+    """Returns the numbers of a filter as a step has them: those of the rest are 0, and all rounded once."""
+    alpha, lamb = checked_number("alpha", alpha, given=True), checked_number("lamb", lamb, given=True)
+    row = Scalars(*[0.0] * len(Scalars._fields))
+    row = row._replace(alpha=alpha, alpha_weight=1.0 - alpha, lamb=lamb)
     return Scalars(*scalar_table([row], dtype)[0].tolist())
 
 
