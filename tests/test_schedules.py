@@ -9,7 +9,7 @@ import torch
 from stepping import OPTIONS, assert_same_bits, new_param, through_a_file, train, values
 from torch.optim import lr_scheduler
 
-from grokfused import GrokAdamW
+from grokfused import GrokAdamW, compat
 from grokfused.lab.agreement import differing_bits
 from grokfused.schedules import Constant, Cosine, GrokkingSignal, Linear, Schedule, WarmUp, grokking_signal
 
@@ -143,6 +143,14 @@ class TestSchedule:
         with pytest.raises((TypeError, ValueError), match=message):
             Schedule(optimizer, option, value)
         assert [{**group, "params": None} for group in optimizer.param_groups] == before
+
+    def test_what_counts_for_nothing_is_not_driven(self) -> None:
+        optimizer = compat.GrokAdamW([new_param(2)])
+        for make in (lambda: Schedule(optimizer, "alpha", 0.5), lambda: GrokkingSignal(optimizer)):
+            with pytest.raises(ValueError, match="alpha in the groups of this GrokAdamW counts for nothing"):
+                make()
+        Schedule(optimizer, "lamb", 0.5)
+        assert optimizer.param_groups[0]["lamb"] == 0.5
 
     def test_a_function_that_leaves_the_range_later_changes_nothing_either(self) -> None:
         optimizer = optimizer_of({}, {})

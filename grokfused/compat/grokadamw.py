@@ -78,6 +78,8 @@ class GrokAdamW(FusedGrokAdamW):
         ValueError, TypeError, RuntimeError: As for ``grokfused.GrokAdamW``. Nothing was changed.
     """
 
+    derived_options = ("alpha", "max_grad_norm")  # which a schedule must not drive
+
     def __init__(
         self,
         params: Any,

@@ -20,6 +20,9 @@ class GroupOption:
         groups = getattr(optimizer, "param_groups", None)
         if not isinstance(groups, list):
             raise TypeError(f"optimizer must be an optimizer, got {type(optimizer).__name__}")
+        if option in getattr(optimizer, "derived_options", ()):
+            name = type(optimizer).__name__
+            raise ValueError(f"{option} in the groups of this {name} counts for nothing: see its docstring")
         self.optimizer, self.option = optimizer, option
         self.base_values: list[float] = []
         self._last: list[float] = []
