@@ -23,13 +23,15 @@ ROOT = Path(__file__).parent.parent
 FORMATS = ("Float32", "BFloat16", "Float16", "Float64")
 REGISTERS, THREADS = 65_536, 2_048  # of a multiprocessor, on compute capability 8.0 and 9.0
 TRITON = {
-    "float32": (0, 0, False, "nearest", False, False),
-    "bfloat16 states": (0, 1, True, "nearest", True, True),
-    "bfloat16": (1, 0, False, "nearest", True, True),
-    "bfloat16, kahan": (1, 1, True, "kahan", False, True),
-    "float16, stochastic": (2, 1, False, "stochastic", False, False),
+    "float32": ("ema", 0, 0, 0, False, "nearest", False, False),
+    "bfloat16 states": ("ema", 0, 1, 0, True, "nearest", True, True),
+    "bfloat16": ("ema", 1, 0, 0, False, "nearest", True, True),
+    "bfloat16, kahan": ("ema", 1, 1, 0, True, "kahan", False, True),
+    "float16, stochastic": ("ema", 2, 1, 0, False, "stochastic", False, False),
+    "float32, mean": ("mean", 0, 0, 0, False, "nearest", False, False),
+    "bfloat16, mean, bfloat16 window": ("mean", 1, 1, 1, True, "kahan", False, True),
 }
-TRITON_NAMES = ("PARAM", "STATE", "STOCHASTIC", "PARAM_ROUNDING", "COUPLED", "AMSGRAD")
+TRITON_NAMES = ("FILTER", "PARAM", "STATE", "WINDOW", "STOCHASTIC", "PARAM_ROUNDING", "COUPLED", "AMSGRAD")
 
 
 def tool(name: str) -> str | None:
@@ -52,7 +54,7 @@ def compiled_by_nvcc(nvcc: str, architecture: str, folder: Path, name: str) -> s
 
 
 def compiled_by_triton(policies: dict[str, Any], masked: bool, capability: int) -> Any:
-    """Returns the Triton kernel with the filter "ema", compiled for one compute capability, such as 90."""
+    """Returns the Triton kernel compiled for one compute capability, such as 90."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -62,9 +64,8 @@ def compiled_by_triton(policies: dict[str, Any], masked: bool, capability: int) 
     pointers = {"slices": "*i64", "tensors": "*i32", "first_chunks": "*i32", "rows": "*i32", "tiles": "i32"}
     pointers |= dict.fromkeys(("scalars", "grad_scale", "found_inf"), "*fp32")
     flags = dict.fromkeys(("HAS_SCALE", "HAS_FOUND_INF", "STEPS_HERE"), True)
-    flags["FILTER"] = launcher.FILTERS["ema"]
     constants = {**flags, **policies, "TILE": launcher.TILE, "MASKED": masked}
-    signature = {**pointers, "seed": "i64", **dict.fromkeys(constants, "constexpr")}
+    signature = {**pointers, "seed": "i64", "window": "i32", **dict.fromkeys(constants, "constexpr")}
     return triton.compile(
         ASTSource(fn=kernel.adamw_kernel, signature=signature, constexprs=constants),
         target=GPUTarget("cuda", capability, 32),
@@ -77,7 +78,8 @@ def triton_policies(name: str) -> dict[str, Any]:
     from grokfused.triton_kernels import launcher
 
     policies = dict(zip(TRITON_NAMES, TRITON[name], strict=True))
-    return {**policies, "PARAM_ROUNDING": launcher.PARAM_ROUNDING[policies["PARAM_ROUNDING"]]}
+    codes = {"PARAM_ROUNDING": launcher.PARAM_ROUNDING, "FILTER": launcher.FILTERS}
+    return policies | {name: code[policies[name]] for name, code in codes.items()}
 
 
 def disassembled(nvdisasm: str, cubin: Path) -> dict[str, str]:
@@ -143,8 +145,7 @@ def _shown(mangled: str) -> str:
     ).groups()
     parts = [param if state in (None, param) else f"{param}, {state} states"]
     parts += [
-        "ema" if "3EmaE" in mangled else "none",
-        *(["amsgrad"] if "LargestSecondMoment" in mangled else []),
+        name for name, of in {"ema": "3EmaE", "mean": "4MeanE", "none": "8NoFilterE"}.items() if of in mangled
     ]
     return ", ".join([*parts, "small table" if "Li30E" in mangled else "large table"])
 
@@ -166,7 +167,7 @@ def triton_rows(capability: int) -> Iterator[Row]:
                 command = [ptxas, "-v", "--fmad=false", f"--gpu-name={target}", str(ptx), "-o", str(cubin)]
                 said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
                 (code,) = disassembled(str(tool("nvdisasm")), cubin).values()
-                shown = f"{name}, ema{', masked' if masked else ''}"
+                shown = f"{name}{', masked' if masked else ''}"
                 yield _row(shown, said, 32 * launcher.OPTIONS["num_warps"], code)
 
 

@@ -17,13 +17,14 @@ namespace grokfused {
 // What the places of a bucket have in common.
 struct Alike {
   size_t policy;  // a number that the walk gave it
-  uint32_t param_dtype, state_dtype;
+  uint32_t param_dtype, state_dtype, window_dtype;
   bool numbers_on_device;
   int32_t device_type, device_index;
   const std::string* backend;  // of the PolicyTable: equal names are the same
 
   auto all() const {
-    return std::tie(policy, param_dtype, state_dtype, numbers_on_device, device_type, device_index, backend);
+    return std::tie(policy, param_dtype, state_dtype, window_dtype, numbers_on_device, device_type,
+                    device_index, backend);
   }
   bool operator==(const Alike& other) const { return all() == other.all(); }
   bool operator<(const Alike& other) const { return all() < other.all(); }
@@ -42,7 +43,7 @@ class Bucket {
     if (!alike.numbers_on_device) counters_.reserve(most);
     if (*alike.backend == "native")
       kernel_ = choose_kernel(alike.device_type == 1 ? "cpu" : "cuda",
-                              policy.names(alike.param_dtype, alike.state_dtype));
+                              policy.names(alike.param_dtype, alike.state_dtype, alike.window_dtype));
   }
 
   Alike alike;

@@ -50,9 +50,9 @@ class HyperparameterReader {
 // Rows of scalars, in float64 and rounded to float32.
 class HostRows {
  public:
-  // `ask`: Python's step_scalars. In the step `start` the slow gradient starts as the gradient itself.
-  void add(const py::object& group, double step, double start, const HyperparameterReader& read,
-           const py::object& ask) {
+  // `ask`: Python's step_scalars. `start`: the first step that the filter's memory saw.
+  void add(const py::object& group, const Gate& gate, double step, double start,
+           const HyperparameterReader& read, const py::object& ask) {
     Hyperparameters of;
     if (!read(group.ptr(), of)) {
       const py::tuple row = ask(group, step, start);
@@ -60,8 +60,7 @@ class HostRows {
       for (const py::handle number : row) scalars_.push_back(PyFloat_AsDouble(number.ptr()));
       return;
     }
-    if (step == start) of.alpha = 0.0;
-    const ScalarsOf<double> row = derive(of, step);
+    const ScalarsOf<double> row = derive(of, gate, step, start);
     const auto* numbers = reinterpret_cast<const double*>(&row);
     scalars_.insert(scalars_.end(), numbers, numbers + kScalarCount);
   }
@@ -84,12 +83,15 @@ class HostRows {
   std::vector<float> rounded_;
 };
 
-// `of`: the hyperparameters, in the order of Hyperparameters, and the tensors, or None, that lr, beta1 and
-// beta2 are.
+// `of`: the hyperparameters and the gate, in the order of Hyperparameters and Gate, and the tensors, or None,
+// that lr, beta1 and beta2 are.
 inline DeviceGroup device_group(const py::tuple& of, const TensorReader& read) {
-  const auto [lr, beta1, beta2, eps, weight_decay, alpha, lamb, grad_factor] =
-      of[0].cast<std::array<double, 8>>();
-  DeviceGroup group{{lr, beta1, beta2, eps, weight_decay, alpha, lamb, grad_factor}, {}, {}};
+  const auto [lr, beta1, beta2, eps, weight_decay, alpha, lamb, grad_factor, window, full_only, summed, after,
+              until] = of[0].cast<std::array<double, 13>>();
+  DeviceGroup group{{lr, beta1, beta2, eps, weight_decay, alpha, lamb, grad_factor},
+                    {window, full_only, summed, after, until},
+                    {},
+                    {}};
   const auto rates = of[1].cast<std::array<py::object, 3>>();
   for (int k = 0; k < 3; ++k) {
     DLTensor tensor{};

@@ -35,16 +35,24 @@ py::list kinds(const grokfused::Walk& walk) {
   return found;
 }
 
+// As grokfused.state.arrays calls whose dtype an array has, in the order of Of.
+constexpr const char* kOf[] = {"states", "window", "param", "real"};
+
+grokfused::Of of_named(const std::string& name) {
+  const auto found = std::find(std::begin(kOf), std::end(kOf), name);
+  if (found == std::end(kOf)) grokfused::fail("an array is of nothing that is called ", name);
+  return static_cast<grokfused::Of>(found - std::begin(kOf));
+}
+
 // `samples`: a tensor, its negative view and a parameter; `keys`: the dispatch keys of the first two, and the
 // one that a conjugate view has.
-std::unique_ptr<grokfused::Table> table(const py::capsule& exchange,
-                                        const std::vector<std::tuple<py::object, bool, int>>& rows,
-                                        py::object choose, py::object dtensor_class,
-                                        const std::vector<py::object>& samples,
-                                        const std::vector<uint64_t>& keys) {
+std::unique_ptr<grokfused::Table> table(
+    const py::capsule& exchange, const std::vector<std::tuple<py::object, int, std::string, bool>>& rows,
+    py::object choose, py::object dtensor_class, const std::vector<py::object>& samples,
+    const std::vector<uint64_t>& keys) {
   if (rows.size() > grokfused::kMaxArrays) grokfused::fail("a step has too many arrays");
   std::vector<grokfused::ArrayRow> arrays;
-  for (const auto& [name, like_param, planes] : rows) arrays.push_back({name, like_param, planes});
+  for (const auto& [name, planes, of, stays] : rows) arrays.push_back({name, planes, of_named(of), stays});
   std::vector<py::object> plain{py::type::of(samples.at(0)), py::type::of(samples.at(2))};
   auto table = std::make_unique<grokfused::Table>(
       grokfused::Table{grokfused::TensorReader(exchange), std::move(arrays), std::move(plain),
@@ -65,15 +73,15 @@ std::unique_ptr<grokfused::Walk> walk(const py::object& table, const py::tuple& 
 
 }  // namespace
 
-// (name, like_param, planes) of each state array of a step.
-py::list state_rows(const std::string& param_dtype, const std::string& state_dtype,
-                    const std::string& state_rounding, const std::string& param_rounding,
-                    const std::string& grad_filter, const std::string& decay, bool amsgrad) {
+// (name, planes, of) of each state array of a step.
+py::list state_rows(const std::string& grad_filter, bool amsgrad, bool keeps_rest) {
+  const char* rounding = keeps_rest ? "kahan" : "nearest";
+  const grokfused::Policies policies{"bfloat16",  "float32", "float32", "nearest", rounding,
+                                     grad_filter, "coupled", amsgrad,   2};
   py::list found;
-  for (const auto& row : grokfused::choose_kernel("cpu", {param_dtype, state_dtype, state_rounding,
-                                                          param_rounding, grad_filter, decay, amsgrad})
-                             .states)
-    found.append(py::make_tuple(py::str(row.name.data(), row.name.size()), row.like_param, row.planes));
+  for (const auto& row : grokfused::choose_kernel("cpu", policies).states)
+    found.append(py::make_tuple(py::str(row.name.data(), row.name.size()), row.planes,
+                                kOf[static_cast<size_t>(row.of)]));
   return found;
 }
 

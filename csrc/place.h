@@ -20,11 +20,14 @@ namespace grokfused {
 
 constexpr size_t kMaxArrays = 16;  // rows of the table; a step uses kMaxStates of them at most
 
-// A row of grokfused.state.arrays: `like_param` is for parameters of 16 bits only.
+// A row of grokfused.state.arrays.
 struct ArrayRow {
   py::object name;
-  bool like_param;
   int planes;
+  Of of;  // what is of the parameter's dtype is for parameters of 16 bits only
+  bool stays;
+
+  int planes_of(const Policy& policy) const { return planes == kWindow ? policy.window_size : planes; }
 };
 
 // What is the same in every walk of this process: how a tensor is read, the table of a step's arrays, and the
@@ -36,7 +39,7 @@ struct Table {
   py::object dtensor_class;       // () -> DTensor, or None where there can be none
   PolicyTable policies;
   HyperparameterReader hyperparameters{};
-  py::object step = interned("step"), mask = interned("mask"), start = interned("grad_ema_start");
+  py::object step = interned("step"), mask = interned("mask");
   py::object shard = interned("_local_tensor"), spec = interned("_spec"), version = interned("_version");
   py::object mesh = interned("mesh"), placements = interned("placements");
 
@@ -50,7 +53,8 @@ struct Table {
 struct Place {
   py::object param, grad, step, mask;
   std::array<py::object, kMaxArrays> states;  // array of the table -> its tensor, or nothing
-  double start = 0;                           // the first step of the filter
+  double start = 0;                           // the first step that the filter's memory saw
+  bool has_more = false;                      // the state holds what this step does without
 };
 
 // A parameter as it was read.
@@ -71,20 +75,34 @@ class PlaceReader {
 
   bool sharded = false;  // a DTensor was read
 
-  // `used`: array of the table -> whether the step needs it; `starts`: the filter's memory starts as the
-  // first gradient. What is like its parameter is looked for even if unused: it would have to go.
-  void find(Place& place, const py::object& state, const std::vector<bool>& used, bool starts) const {
+  void find(Place& place, const py::object& state, const Policy& policy) const {
     if (!state) return;
+    Py_ssize_t found = 0;
+    const auto get = [&](const py::object& name) {
+      py::object held = entry(state.ptr(), name.ptr());
+      if (held) ++found;
+      return held;
+    };
     for (size_t k = 0; k < table_.arrays.size(); ++k)
-      if (const ArrayRow& array = table_.arrays[k]; used[k] || array.like_param)
-        place.states[k] = entry(state.ptr(), array.name.ptr());
-    place.step = entry(state.ptr(), table_.step.ptr());
-    place.mask = entry(state.ptr(), table_.mask.ptr());
-    if (!starts) return;
-    const py::object noted = entry(state.ptr(), table_.start.ptr());
-    const double after = noted ? PyFloat_AsDouble(noted.ptr()) : 0;
-    if (PyErr_Occurred()) PyErr_Clear();
-    place.start = after + 1;
+      if (policy.used[k]) place.states[k] = get(table_.arrays[k].name);
+    place.step = get(table_.step);
+    place.mask = get(table_.mask);
+    if (!policy.start.is_none()) {
+      const py::object noted = get(policy.start);
+      const double after = noted ? PyFloat_AsDouble(noted.ptr()) : 0;
+      if (PyErr_Occurred()) PyErr_Clear();
+      place.start = after + 1;
+    }
+    if (!PyDict_CheckExact(state.ptr()) || found != PyDict_GET_SIZE(state.ptr()))
+      look_for_more(place, state, policy);
+  }
+
+  // What a step without it makes wrong would have to go.
+  void look_for_more(Place& place, const py::object& state, const Policy& policy) const {
+    for (size_t k = 0; k < table_.arrays.size(); ++k) {
+      const ArrayRow& array = table_.arrays[k];
+      if (!array.stays && !policy.used[k] && entry(state.ptr(), array.name.ptr())) place.has_more = true;
+    }
   }
 
   // Calls use(tensor) for what will be read; null where there is nothing.

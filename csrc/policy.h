@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <map>
 #include <memory>
 #include <set>
@@ -17,6 +18,11 @@
 
 namespace grokfused {
 
+inline Gate gate_of(const pybind11::handle& fields) {
+  const auto [window, full_only, summed, after, until] = fields.cast<std::array<double, 5>>();
+  return {window, full_only, summed, after, until};
+}
+
 // The fields are those of grokfused.step.policy.Policy.
 struct Policy {
   std::string backend, grad_filter, decay;
@@ -24,7 +30,9 @@ struct Policy {
   std::string state_rounding, param_rounding;
   int64_t seed;
   bool device_numbers;     // steps are numbered by the device, where it can
-  bool starts;             // the filter's memory starts as the first gradient
+  pybind11::object start;  // the key of the note when the filter's memory was made; None: it says nothing
+  Gate gate;               // when the filter amplifies
+  int32_t window_size;     // 0 without a window
   std::vector<bool> used;  // array of the table -> whether a step needs it
 
   explicit Policy(const pybind11::tuple& fields)
@@ -36,17 +44,21 @@ struct Policy {
         param_rounding(fields[5].cast<std::string>()),
         seed(fields[6].cast<int64_t>()),
         device_numbers(fields[7].cast<bool>()),
-        starts(fields[8].cast<bool>()),
-        used(fields[9].cast<std::vector<bool>>()) {}
+        start(pybind11::len(fields[8]) ? pybind11::object(fields[8]) : pybind11::none()),
+        gate(gate_of(fields[9])),
+        window_size(fields[10].cast<int32_t>()),
+        used(fields[11].cast<std::vector<bool>>()) {}
 
-  Policies names(uint32_t param_dtype, uint32_t state_dtype) const {
+  Policies names(uint32_t param_dtype, uint32_t state_dtype, uint32_t window_dtype) const {
     return {dtype_name(param_dtype),
             dtype_name(state_dtype),
+            dtype_name(window_dtype),
             state_rounding,
             param_rounding,
             grad_filter,
             decay,
-            amsgrad};
+            amsgrad,
+            window_size};
   }
 };
 

@@ -15,6 +15,7 @@ namespace grokfused {
 // instead, in float64 or else in float32, or null.
 struct DeviceGroup {
   Hyperparameters numbers;
+  Gate gate;
   const void* rates[3];
   bool wide[3];
 
@@ -24,15 +25,14 @@ struct DeviceGroup {
   }
 };
 
-// The step after `counter`; in `start` the slow gradient starts as the gradient itself.
+// The step after `counter`; `start`: the first one that the filter's memory saw.
 GROK_HD ScalarsOf<double> row_after(const DeviceGroup& group, float counter, float start) {
   Hyperparameters of = group.numbers;
   const double step = double{counter} + 1.0;
   of.lr = group.rate(0, of.lr);
   of.beta1 = group.rate(1, of.beta1);
   of.beta2 = group.rate(2, of.beta2);
-  if (step == double{start}) of.alpha = 0.0;
-  return derive(of, step);
+  return derive(of, group.gate, step, double{start});
 }
 
 template <class Real>

@@ -53,6 +53,27 @@ struct Members {
   py::object table;  // Python's, of which the walk reads
 };
 
+// Of the states of a place, and of its window; 0 where there is none.
+struct Dtypes {
+  uint32_t states = 0, window = 0;
+
+  // False where an array has another dtype than it has to have.
+  bool take(Of of, uint32_t dtype, uint32_t param, uint32_t real) {
+    if (of == Of::kWindow) window = dtype;
+    if (of == Of::kStates && !states) states = dtype;
+    const uint32_t wanted[] = {states, window, param, real};
+    return dtype == wanted[static_cast<size_t>(of)];
+  }
+
+  bool fit(uint32_t param) const {
+    const auto fits = [&](uint32_t dtype) {
+      if (param == kFloat64 || is_complex(param)) return dtype == param;
+      return dtype == kFloat32 || dtype == kBFloat16;
+    };
+    return fits(states) && (!window || fits(window));
+  }
+};
+
 class Walk {
  public:
   // `policies`: tuples; `policy_of_group`: group -> its policy; `numbering`: the devices that can number
@@ -86,8 +107,10 @@ class Walk {
   // Derives the rows of `keys` from the groups. `ask`: Python's step_scalars, for groups that are not plain.
   void derive(const py::list& groups, const py::object& ask) {
     rows_ = HostRows();
-    for (const auto& [group, count, start] : keys)
-      rows_.add(groups[group], count + 1.0, start, table_.hyperparameters, ask);
+    for (const auto& [group, count, start] : keys) {
+      const Gate& gate = policies_[policy_of_group_[group]]->gate;
+      rows_.add(groups[group], gate, count + 1.0, start, table_.hyperparameters, ask);
+    }
     rows_.round();
   }
 
@@ -177,7 +200,7 @@ class Walk {
       place.param = py::reinterpret_borrow<py::object>(at(in_.params, t));
       place.grad = py::reinterpret_borrow<py::object>(at(in_.grads, t));
       const Policy& policy = *policies_[policy_number(t)];
-      reader_.find(place, state_of(at(in_.keys, t)), policy.used, policy.starts);
+      reader_.find(place, state_of(at(in_.keys, t)), policy);
       PlaceReader::each(place, [&](PyObject* tensor) { table_.read.prefetch(tensor); });
     }
     for (size_t t = begin; t < end; ++t)
@@ -196,9 +219,9 @@ class Walk {
     slice.size = param.size;
     if (!look_at_grad(t, place, param, slice)) return false;
     const Policy& policy = *policies_[policy_number(t)];
-    uint32_t state_dtype = 0;
-    return look_at_states(t, place, param, policy, slice, state_dtype) &&
-           look_at_mask(t, place, param, slice) && sort(t, place, param, policy, state_dtype, slice);
+    Dtypes dtypes;
+    return look_at_states(t, place, param, policy, slice, dtypes) && look_at_mask(t, place, param, slice) &&
+           sort(t, place, param, policy, dtypes, slice);
   }
 
   void note(const DLTensor& tensor, size_t t, bool written) {
@@ -217,28 +240,26 @@ class Walk {
   }
 
   bool look_at_states(size_t t, Place& place, const Param& param, const Policy& policy, Slice& slice,
-                      uint32_t& dtype) {
+                      Dtypes& dtypes) {
+    if (place.has_more) return false;
     size_t used = 0;
     for (size_t k = 0; k < table_.arrays.size(); ++k) {
+      const ArrayRow& array = table_.arrays[k];
       py::object& held = place.states[k];
-      const bool like_param = table_.arrays[k].like_param;
-      if (!policy.used[k] || (like_param && !param.rounded)) {
-        // What was cut off from a value says nothing of those that other roundings put in its place.
-        if (like_param && held) return false;
-        held = py::object();
+      if (!policy.used[k]) continue;
+      if (array.of == Of::kParam && !param.rounded) {
+        if (held) return false;  // of a dtype that the parameter had once
         continue;
       }
       DLTensor state;
-      if (!reader_.look_at_state(held, param, table_.arrays[k].planes, state)) return false;
-      const bool shared = table_.arrays[k].planes == kOnePerBlock;
-      if (!dtype && !shared) dtype = dtype_of(state);
+      if (!reader_.look_at_state(held, param, array.planes_of(policy), state)) return false;
       const uint32_t real = real_of(param.dtype) == kFloat64 ? kFloat64 : kFloat32;
-      if (dtype_of(state) != (shared ? real : like_param ? param.dtype : dtype)) return false;
+      const bool pairs = is_complex(param.dtype) && !is_shared({{}, array.planes});
+      if (!dtypes.take(array.of, dtype_of(state), param.dtype, pairs ? param.dtype : real)) return false;
       note(state, t, true);
       slice.states[used++] = state.address();
     }
-    if (param.dtype == kFloat64 || is_complex(param.dtype)) return dtype == param.dtype;
-    return dtype == kFloat32 || dtype == kBFloat16;
+    return dtypes.fit(param.dtype);
   }
 
   bool look_at_mask(size_t t, Place& place, const Param& param, Slice& slice) {
@@ -257,7 +278,7 @@ class Walk {
   }
 
   // Reads the step counter, and puts the place into the bucket of those that are stepped like it.
-  bool sort(size_t t, Place& place, const Param& param, const Policy& policy, uint32_t state_dtype,
+  bool sort(size_t t, Place& place, const Param& param, const Policy& policy, const Dtypes& dtypes,
             const Slice& slice) {
     DLTensor step;
     py::object spec;
@@ -272,7 +293,8 @@ class Walk {
     note(step, t, true);
     const Alike alike{policy_number(t),
                       real_of(param.dtype),
-                      real_of(state_dtype),
+                      real_of(dtypes.states),
+                      real_of(dtypes.window),
                       by_device,
                       device,
                       param.tensor.device_id,

@@ -44,7 +44,6 @@ struct Kernel {
   std::vector<StateRow> states;  // the arrays that it reads and writes, in the order of Slice::states
 
   void operator()(const Work& work) const { run(work, choices); }
-  bool operator==(const Kernel& other) const { return run == other.run && choices == other.choices; }
 };
 
 template <class... Rows>
@@ -55,7 +54,8 @@ std::vector<StateRow> listed(StateRows<Rows...>) {
 // The arrays that a step reads and writes, in the order of Slice::states.
 template <class Step>
 std::vector<StateRow> state_rows(const Choices& choices) {
-  std::vector<StateRow> rows = listed(typename Step::States{});
+  std::vector<StateRow> rows = listed(typename Step::OwnStates{});
+  if (choices.amsgrad) rows.push_back(MaxExpAvgSq::kRow);
   if (choices.keeps_rest()) rows.push_back(KahanComp::kRow);
   return rows;
 }

@@ -14,10 +14,11 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from grokfused.state.arrays import ARRAYS, MOMENTS
 from grokfused.state.saved_form import MASK
-from grokfused.step.grad_filter import START
+from grokfused.state.storage import state_like
+from grokfused.step.grad_filter import STARTS
 
 # What some states have and others have not.
-PLACES = (*(array.name for array in ARRAYS if array.name not in MOMENTS), *sorted(MASK), START)
+PLACES = (*(array.name for array in ARRAYS if array.name not in MOMENTS), *sorted(MASK), *STARTS)
 
 
 class LoadPlanner(DefaultLoadPlanner):
@@ -32,7 +33,7 @@ class LoadPlanner(DefaultLoadPlanner):
             model, optimizer, model_state_dict=found["model"], optim_state_dict=found["optimizer"]
         )
 
-    Beside the moments, masks, the slow gradient, Kahan's rests and the largest second moments get a place,
+    Beside the moments, masks, the filters' memory, Kahan's rests and the largest second moments get a place,
     spread over the processes as the moments are, and those that the checkpoint lacks lose theirs. For the
     moments ``get_state_dict`` makes the places, in an optimizer that has no state yet: set masks of your own
     after loading. Takes the arguments of torch's ``DefaultLoadPlanner``.
@@ -66,6 +67,15 @@ def _fit(state: dict[str, Any], path: str, saved: Mapping[str, Any]) -> None:
             state.pop(key, None)
         if path + key in saved and key not in state:
             about = saved[path + key]
-            is_tensor = isinstance(about, TensorStorageMetadata)
-            # What is no tensor (in older checkpoints) is put in the place of anything.
-            state[key] = torch.zeros_like(state["exp_avg"], dtype=about.properties.dtype) if is_tensor else 0
+            state[key] = _place(state["exp_avg"], about) if isinstance(about, TensorStorageMetadata) else 0
+
+
+def _place(like: torch.Tensor, about: TensorStorageMetadata) -> torch.Tensor:
+    """Returns where a saved tensor goes: spread as a moment, of its shape or of planes of it, or one number.
+
+    What is no tensor (in older checkpoints) is put in the place of anything.
+    """
+    dtype, dims = about.properties.dtype, len(about.size) - like.dim()
+    if dims < 0:
+        return torch.zeros(about.size, dtype=dtype)
+    return state_like(like, dtype, planes=about.size[0] if dims else 1)

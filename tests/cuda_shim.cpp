@@ -95,9 +95,9 @@ int32_t shim_cover(const int64_t* sizes, int32_t tensors, int32_t processors, in
 // Returns 0, or 1 where the names select no kernel. Numbers are "on the device": the kernel reads them.
 int shim_step(const Slice* slices, int32_t tensors, const int64_t* rows, const void* scalars,
               const void* grad_scale, const float* found_inf, uint32_t seed, const char* param_dtype,
-              const char* state_dtype, const char* state_rounding, const char* param_rounding,
-              const char* grad_filter, const char* decay, int amsgrad, int processors, int small,
-              int numbers_on_device) {
+              const char* state_dtype, const char* window_dtype, const char* state_rounding,
+              const char* param_rounding, const char* grad_filter, const char* decay, int amsgrad,
+              int window_size, int processors, int small, int numbers_on_device) {
   Work work;
   work.slices.assign(slices, slices + tensors);
   work.rows.assign(rows, rows + tensors);
@@ -107,14 +107,14 @@ int shim_step(const Slice* slices, int32_t tensors, const int64_t* rows, const v
   work.seed = seed;
   work.numbers_on_device = numbers_on_device != 0;
   try {
-    const Policies policies{param_dtype, state_dtype, state_rounding, param_rounding,
-                            grad_filter, decay,       amsgrad != 0};
+    const Policies policies{param_dtype, state_dtype, window_dtype, state_rounding, param_rounding,
+                            grad_filter, decay,       amsgrad != 0, window_size};
     const Choices choices = choices_of(policies);
-    with_element_step(policies, [&](auto step) {
+    with_grad_filter(policies.grad_filter, [&](auto filter) {
+      using Step = ElementStep<decltype(filter), EitherSecondMoment>;
       with_param_format(choices.param, [&](auto param) {
         with_state_format<decltype(param)>(choices.state, [&](auto state) {
-          walk_all<StoredStep<decltype(param), decltype(state), decltype(step)>>(work, choices, processors,
-                                                                                 small != 0);
+          walk_all<StoredStep<decltype(param), decltype(state), Step>>(work, choices, processors, small != 0);
         });
       });
     });

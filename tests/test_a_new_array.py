@@ -22,11 +22,12 @@ ECHO = {
 GRAD_FILTERS = {"echo": echo, "ema": ema,""",
     },
     "grokfused/step/grad_filter.py": {
-        "FILTERS = {": """FILTERS = {"echo": Filter(states={"echo_ring": 2}), """,
+        "FILTERS = {": """FILTERS = {
+    "echo": Filter({"echo_ring": Memory(WINDOW)}),""",
     },
     "csrc/step/grad_filter.h": {
         "template <class Use>\nvoid with_grad_filter": """struct EchoRing {
-  static constexpr StateRow kRow{"echo_ring", false, 2};
+  static constexpr StateRow kRow{"echo_ring", kWindow};
   template <class Real>
   struct Value {
     Real echo_ring = 0;
@@ -36,7 +37,7 @@ GRAD_FILTERS = {"echo": echo, "ema": ema,""",
 struct Echo {
   using States = StateRows<EchoRing>;
   template <class Element, class Scalars>
-  static GROK_HD void apply(Element& element, const Scalars& scalars) {
+  static GROK_HD void apply(Element& element, const Scalars& scalars, Format) {
     const auto before = element.echo_ring;
     element.echo_ring = element.grad;
     element.grad = element.grad + scalars.lamb * before;
@@ -49,11 +50,11 @@ void with_grad_filter""",
   if (name == "ema")""",
     },
     "triton_kernels/grad_filter.py": {
-        '"ema": 1}': '"ema": 1, "echo": 2}\nECHO = tl.constexpr(2)',
-        'ARRAYS = ("grad_ema",)\n(GRAD_EMA_AT,) =': """ARRAYS = ("grad_ema", "echo_ring")
-GRAD_EMA_AT, ECHO_RING_AT =""",
+        '"mean": 2}': '"mean": 2, "echo": 3}\nECHO = tl.constexpr(3)',
+        '"grad_sum")\nGRAD_EMA_AT, GRAD_WINDOW_AT, GRAD_SUM_AT =': """"grad_sum", "echo_ring")
+GRAD_EMA_AT, GRAD_WINDOW_AT, GRAD_SUM_AT, ECHO_RING_AT =""",
         "    return grad\n\n\n": """    if FILTER == ECHO:
-        ring = _ring(slice_, numbers, STATE)
+        ring = _ring(slice_, numbers, window, STATE)
         at = storage.pointers(ring, i, STATE, WHOLE)
         before, new = storage.load(at, read, STATE, EVERY), grad
         grad = grad + tl.load(numbers + columns.LAMB) * before
@@ -62,15 +63,16 @@ GRAD_EMA_AT, ECHO_RING_AT =""",
 
 
 @triton.jit
-def _ring(slice_, numbers, STATE: tl.constexpr):
-    step, size = tl.load(numbers + columns.STEP), tl.load(slice_ + columns.SIZE)
-    return storage.plane(tl.load(slice_ + ECHO_RING_AT), 2, step, size, STATE)
+def _ring(slice_, numbers, window, STATE: tl.constexpr):
+    place = windows.place_in(tl.load(numbers + columns.STEP), window)
+    return windows.plane(tl.load(slice_ + ECHO_RING_AT), place, tl.load(slice_ + columns.SIZE), STATE)
 
 
 """,
         "        storage.clear(at, dirty, STATE)": """        storage.clear(at, dirty, STATE)
     if FILTER == ECHO:
-        storage.clear(storage.pointers(_ring(slice_, numbers, STATE), i, STATE, WHOLE), dirty, STATE)""",
+        ring = _ring(slice_, numbers, window, STATE)
+        storage.clear(storage.pointers(ring, i, STATE, WHOLE), dirty, STATE)""",
     },
 }
 
@@ -100,7 +102,10 @@ SHARED = {
 }""",
     },
     "grokfused/step/grad_filter.py": {
-        'FILTERS = {"echo"': """FILTERS = {"scaled": Filter(states={"slow": 1, "slow_scale": 0}), "echo\"""",
+        'FILTERS = {\n    "echo"': """FILTERS = {
+    "scaled": Filter({"slow": Memory(), "slow_scale": Memory(ONE_PER_BLOCK, of="real")}),
+    "echo\"""",
+        "WINDOW = -1 ": "ONE_PER_BLOCK, WINDOW = 0, -1 ",
     },
     "csrc/step/grad_filter.h": {
         "template <class Use>\nvoid with_grad_filter": """struct Slow {
@@ -112,7 +117,7 @@ SHARED = {
   };
 };
 struct SlowScale {
-  static constexpr StateRow kRow{"slow_scale", false, kOnePerBlock};
+  static constexpr StateRow kRow{"slow_scale", kOnePerBlock, Of::kReal};
   template <class Real>
   struct Value {
     Real slow_scale = 0;
@@ -137,7 +142,7 @@ struct SlowScale {
 struct Scaled {
   using States = StateRows<Slow, SlowScale>;
   template <class Element, class Scalars>
-  static GROK_HD void apply(Element& element, const Scalars& scalars) {
+  static GROK_HD void apply(Element& element, const Scalars& scalars, Format) {
     element.slow = scalars.alpha * element.slow + scalars.alpha_weight * element.grad;
     element.grad = element.grad + scalars.lamb * element.slow;
   }
@@ -149,12 +154,11 @@ void with_grad_filter""",
   if (name == "echo")""",
     },
     "triton_kernels/grad_filter.py": {
-        '"echo": 2}': '"echo": 2, "scaled": 3}\nSCALED = tl.constexpr(3)',
-        'ARRAYS = ("grad_ema", "echo_ring")\nGRAD_EMA_AT, ECHO_RING_AT =': (
-            'ARRAYS = ("grad_ema", "echo_ring", "slow", "slow_scale")\n'
-            "GRAD_EMA_AT, ECHO_RING_AT, SLOW_AT, SLOW_SCALE_AT ="
-        ),
-        "    if FILTER == ECHO:\n        ring = _ring": """    if FILTER == SCALED:
+        '"echo": 3}': '"echo": 3, "scaled": 4}\nSCALED = tl.constexpr(4)',
+        '"echo_ring")': '"echo_ring", "slow", "slow_scale")',
+        "ECHO_RING_AT =": "ECHO_RING_AT, SLOW_AT, SLOW_SCALE_AT =",
+        "    if FILTER == ECHO:\n"
+        "        ring = _ring(slice_, numbers, window, STATE)\n        at =": """    if FILTER == SCALED:
         size = tl.load(slice_ + columns.SIZE)
         used = blocks.any_kept(kept, i, size)
         at = storage.pointers(tl.load(slice_ + SLOW_AT), i, STATE, WHOLE)
@@ -178,12 +182,15 @@ void with_grad_filter""",
         slow = tl.where(scale > 0, tl.div_rn(slow, scale), 0.0)
         storage.store(at, slow, drawn, used, STATE, STOCHASTIC, False)
     if FILTER == ECHO:
-        ring = _ring""",
-        "from . import columns, mask, storage": "from . import blocks, columns, mask, storage",
-        "    if FILTER == ECHO:\n        storage.clear(": """    if FILTER == SCALED:
+        ring = _ring(slice_, numbers, window, STATE)
+        at =""",
+        "import columns, mask, storage": "import blocks, columns, mask, storage",
+        "    if FILTER == ECHO:\n"
+        "        ring = _ring(slice_, numbers, window, STATE)\n        storage": """    if FILTER == SCALED:
         storage.clear(storage.pointers(tl.load(slice_ + SLOW_AT), i, STATE, WHOLE), dirty, STATE)
     if FILTER == ECHO:
-        storage.clear(""",
+        ring = _ring(slice_, numbers, window, STATE)
+        storage""",
     },
 }
 FILTERS = {"echo": ECHO, "scaled": SCALED}
@@ -236,7 +243,7 @@ mesh = init_device_mesh("cpu", (1,))
 def run(spread, backend):
     plain = torch.randn(9, 7, generator=torch.Generator().manual_seed(1))
     param = (distribute_tensor(plain, mesh, [Shard(1)]) if spread else plain).requires_grad_()
-    optimizer = GrokAdamW([param], lr=0.1, grad_filter=sys.argv[1], backend=backend)
+    optimizer = GrokAdamW([param], lr=0.1, grad_filter=sys.argv[1], window_size=2, backend=backend)
     for step in range(6):
         grad = torch.randn(9, 7, generator=torch.Generator().manual_seed(step))
         param.grad = distribute_tensor(grad, mesh, [Shard(1)]) if spread else grad
@@ -244,7 +251,7 @@ def run(spread, backend):
             file = io.BytesIO()
             torch.save(optimizer.state_dict(), file)
             file.seek(0)
-            optimizer = GrokAdamW([param], lr=0.1, grad_filter=sys.argv[1], backend=backend)
+            optimizer = GrokAdamW([param], lr=0.1, grad_filter=sys.argv[1], window_size=2, backend=backend)
             optimizer.load_state_dict(torch.load(file, weights_only=not spread))
         optimizer.step()
     state = optimizer.state[param]

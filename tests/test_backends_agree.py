@@ -66,7 +66,8 @@ def test_the_grid_holds_every_option() -> None:
     for rounding in ("nearest", "stochastic", "kahan"):
         found = [case for case in GRID if case.param_rounding == rounding]
         for name in ("grad_filter", "decay", "amsgrad", "maximize", "grad_scale", "capturable"):
-            assert len({getattr(case, name) for case in found}) == 2, (rounding, name)
+            values = FILTERS if name == "grad_filter" else (False, True)
+            assert len({getattr(case, name) for case in found}) == len(values), (rounding, name)
 
 
 @pytest.mark.parametrize(("part", "together"), [(QUICK, 2), (FEWEST, 1)], ids=["quick", "fewest"])
@@ -85,13 +86,14 @@ SPECIAL += [float("inf"), float("-inf"), float("nan")]
 
 STATES = [(torch.float32, "nearest"), (torch.bfloat16, "nearest"), (torch.bfloat16, "stochastic")]
 # Everything else that selects code; float32 parameters are rounded to nearest whatever is asked for.
-OTHERS = list(product((GrokAdam, GrokAdamW), ("ema", "none"), (False, True)))
+OTHERS = list(product((GrokAdam, GrokAdamW), FILTERS, (False, True)))
 
 
 def stepped(kind, values, grads, place: str, **options) -> dict[str, torch.Tensor]:
     """Takes three steps and returns parameter and states."""
     param = values.to(place, copy=True).requires_grad_()
-    optimizer = kind([param], lr=0.02, weight_decay=0.3, lamb=0.7, seed=11, **options)
+    window = {"window_size": 2, "window_dtype": options["state_dtype"]}
+    optimizer = kind([param], lr=0.02, weight_decay=0.3, lamb=0.7, seed=11, **window, **options)
     for factor in (1.0, -0.5, 3.0):
         param.grad = (grads.float() * factor).to(place, values.dtype)
         optimizer.step()

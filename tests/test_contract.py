@@ -109,13 +109,20 @@ def test_the_columns_have_the_same_states() -> None:
     from grokfused.state.arrays import ARRAYS
     from grokfused.step.options import CHOICES
 
-    for name, amsgrad in product(CHOICES["grad_filter"], (False, True)):
-        options = {"grad_filter": name, "amsgrad": amsgrad, "param_rounding": "kahan"}
-        rows = [(array.name, array.like_param, array.planes) for array in ARRAYS if array.is_used(options)]
-        assert (
-            grokfused._C.state_rows("bfloat16", "float32", "nearest", "kahan", name, "coupled", amsgrad)
-            == rows
-        )
+    for name, amsgrad, kahan in product(CHOICES["grad_filter"], (False, True), (False, True)):
+        options = {"grad_filter": name, "amsgrad": amsgrad, "param_rounding": "kahan" if kahan else "nearest"}
+        rows = [(array.name, array.planes, array.of) for array in ARRAYS if array.is_used(options)]
+        assert grokfused._C.state_rows(name, amsgrad, kahan) == rows
+
+
+def test_the_columns_have_the_same_turns() -> None:
+    from grokfused.backends import windows
+
+    for path, name in (
+        ("csrc/step/windows.h", "kTurn = "),
+        ("triton_kernels/windows.py", r"TURN = tl.constexpr\("),
+    ):
+        assert re.search(rf"{name}(\d+)", (ROOT / path).read_text())[1] == str(windows.TURN)
 
 
 def test_the_columns_have_the_same_mask_modes_and_lanes() -> None:
@@ -132,7 +139,7 @@ def test_the_columns_have_the_same_mask_modes_and_lanes() -> None:
 
 
 def test_the_triton_mirror_has_every_room_and_imports_torch_and_triton_only() -> None:
-    rooms = {"storage", "blocks", "grad_filter", "mask", "adamw"}
+    rooms = {"storage", "blocks", "windows", "grad_filter", "mask", "adamw"}
     assert {path.stem for path in MIRROR} == {"__init__", "columns", "kernel", "launcher", *rooms}
     assert rooms <= {path.stem for path in STEP_HEADERS}
     names = {name.split(".")[0] for path in MIRROR for name in imports(path)} - sys.stdlib_module_names

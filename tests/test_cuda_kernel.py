@@ -93,7 +93,8 @@ def kernel_step_(
         if masks[t] is not None:
             slices[t].mask, slices[t].mask_mode = masks[t].data_ptr(), mask_modes[t]
     numbers = [scalars, grad_scale, found_inf]
-    dtypes = [str(array[0].dtype).removeprefix("torch.") for array in (params, states["exp_avg"])]
+    window = states.get("grad_window", states["exp_avg"])
+    dtypes = [str(array[0].dtype).removeprefix("torch.") for array in (params, states["exp_avg"], window)]
     wrong = shim.shim_step(
         slices,
         len(params),
@@ -102,6 +103,7 @@ def kernel_step_(
         ctypes.c_uint32(seed),
         *(word.encode() for word in (*dtypes, state_rounding, param_rounding, grad_filter, decay)),
         int("max_exp_avg_sq" in states),
+        len(window[0]) if "grad_window" in states else 0,
         1,  # processor: few blocks, of several packs a thread
         int(how == "numbers on the host"),  # a small table, where all fits there
         int(not on_host),
@@ -176,9 +178,9 @@ FORMATS = [
     for state in re.findall(r"use\((\w+)\{\}\)", STORAGE[STORAGE.index("void with_state_format") :])
     if (param == "Float64") == (state == "Float64")
 ]
-ROWS = {**policies("grad_filter"), **policies("adamw")}
+FILTERS = policies("grad_filter")
 # With a small and with a large table.
-KERNELS = 2 * len(FORMATS) * len(policies("grad_filter")) * len(policies("adamw"))
+KERNELS = 2 * len(FORMATS) * len(FILTERS)
 SOURCES = ("adamw_cuda", *map(str.lower, PARAM_FORMATS))
 
 
@@ -236,13 +238,17 @@ def test_the_body_moves_a_pack_at_a_time(compiled: Compiled) -> None:
     assert len(found) == KERNELS
     for name, code in found.items():
         param, state = (ACCESS[of] for of in formats(name))
-        # The param, its rest (read where it is asked for) and grad; the moments, and what policies add.
-        states = 2 + sum(rows for policy, rows in ROWS.items() if f"{len(policy)}{policy}" in name)
-        rest = param == 8
+        # The param, its rest (read where it is asked for) and grad; the moments, AMSGrad's (where it is asked
+        # for), and what filters add. A window is of 16 bits or of real numbers, as its sum is.
+        (of_filter,) = (rows for kind, rows in FILTERS.items() if f"{len(kind)}{kind}E" in name)
+        rest, is_mean = param == 8, "4MeanE" in name
         moved = {"LDG": {8: 0, 16: 0}, "STG": {8: 0, 16: 0}}
         for access, arrays in {"LDG": 2 + rest, "STG": 1 + rest}.items():
             moved[access][param] += arrays
-            moved[access][state] += states
+            moved[access][state] += 3 + (0 if is_mean else of_filter)
+            if is_mean:
+                moved[access][16] += 2
+                moved[access][8] += formats(name)[0] != "Float64"
             for width, count in moved[access].items():
                 assert kernels.wide(code, access, width) >= count, name
         assert not re.findall(r"\b(?:LDL|STL|LD|ST)\.", code), f"local or generic memory in {name}"

@@ -56,7 +56,7 @@ def bad_options() -> list[Bad]:
     for wrong in (0.9, None, (0.9,), (0.9, 0.99, 0.999), "ab", ("0.9", 0.99), (0.9, True)):
         rows.append(Bad("betas", wrong, TypeError, ("betas", "[0, 1)")))
     choices = {
-        "grad_filter": "('ema', 'none')",
+        "grad_filter": "('ema', 'mean', 'none')",
         "grad_ema_init": "('first', 'zero')",
         "state_rounding": "('stochastic', 'nearest')",
         "param_rounding": "('nearest', 'stochastic', 'kahan')",

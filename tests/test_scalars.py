@@ -21,7 +21,14 @@ GROUP = {
     "alpha": 0.93,
     "lamb": 1.7,
     "maximize": False,
+    "grad_filter": "ema",
+    "window_size": 4,
+    "filter_type": "mean",
+    "filter_warmup": True,
+    "filter_start_step": 0,
+    "filter_stop_step": None,
 }
+MEAN = {**GROUP, "grad_filter": "mean"}
 
 
 @pytest.mark.parametrize("step", [1.0, 2.0, 10.0, 1000.0, 2.0**24 - 1])
@@ -41,15 +48,34 @@ def test_each_scalar_is_its_formula_rounded_once(step) -> None:
         denom_scale=1 / math.sqrt(1 - 0.993**step),
         eps=3e-7,
     )
-    table = scalar_table([step_scalars(GROUP, step, first_ema_step=0.0)])
+    table = scalar_table([step_scalars(GROUP, step, first=0.0)])
     assert table.dtype is torch.float32
     assert table.tolist() == [[float(numpy.float32(value)) for value in expected]]
 
 
 def test_the_slow_gradient_starts_as_the_gradient_in_its_first_step_only() -> None:
-    first = step_scalars(GROUP, 5.0, first_ema_step=5.0)
+    first = step_scalars(GROUP, 5.0, first=5.0)
     assert (first.alpha, first.alpha_weight) == (0.0, 1.0)
-    assert step_scalars(GROUP, 6.0, first_ema_step=5.0).alpha == 0.93
+    assert step_scalars(GROUP, 6.0, first=5.0).alpha == 0.93
+
+
+@pytest.mark.parametrize(
+    ("options", "lambs"),
+    [
+        # The third step is the first that the memory has seen, the sixth the first of a full window of four.
+        ({}, [0, 0, 0, 1.7 / 4, 1.7 / 4]),
+        ({"filter_warmup": False}, [1.7, 1.7 / 2, 1.7 / 3, 1.7 / 4, 1.7 / 4]),
+        ({"filter_type": "sum"}, [0, 0, 0, 1.7, 1.7]),
+        ({"filter_type": "sum", "filter_warmup": False}, [1.7] * 5),
+        ({"filter_start_step": 6}, [0, 0, 0, 0, 1.7 / 4]),
+        ({"filter_stop_step": 6}, [0, 0, 0, 1.7 / 4, 0]),
+        ({"grad_filter": "ema", "filter_start_step": 4, "filter_stop_step": 6}, [0, 0, 1.7, 1.7, 0]),
+    ],
+    ids=str,
+)
+def test_lamb_is_divided_by_the_gradients_that_there_are(options, lambs) -> None:
+    group = {**MEAN, **options}
+    assert [step_scalars(group, float(step), first=3.0).lamb for step in range(3, 8)] == lambs
 
 
 def test_maximize_turns_the_gradient_round() -> None:
@@ -88,6 +114,7 @@ def rows_of(steps: list[float], starts: bool, **options: Any) -> list[tuple[floa
     for param in params:
         param.grad = torch.ones(1)
     optimizer = GrokAdamW(params, backend="native", grad_ema_init="first" if starts else "zero")
+    optimizer.param_groups[0].update(grad_filter=options["grad_filter"], window_size=options["window_size"])
     optimizer.step()
     for param, step in zip(params, steps, strict=True):
         optimizer.state[param]["step"] = torch.tensor(step)
@@ -109,10 +136,17 @@ def test_native_code_derives_them_alike(starts) -> None:
             "alpha": draw.choice([0.0, 0.98, draw.random(), math.nextafter(1.0, 0.0), 1.0]),
             "lamb": draw.choice([0.0, 2.0, -draw.random(), 3e38]),
             "maximize": draw.choice([False, True, numpy.True_]),
+            "grad_filter": draw.choice(["ema", "ema", "mean", "none"]),
+            "window_size": 3,
+            "filter_type": draw.choice(["mean", "sum"]),
+            "filter_warmup": draw.choice([False, True]),
+            "filter_start_step": draw.choice([0, 0, 1, 2]),
+            "filter_stop_step": draw.choice([None, None, 2, 10**6]),
         }
         steps = sorted({float(draw.choice([0, 1, draw.randrange(2**24)])) for _ in range(3)})
         group = {**GROUP, **options}
-        expected = [step_scalars(group, step + 1.0, 1.0 if starts else 0.0) for step in steps]
+        first = {"ema": float(starts), "mean": 1.0, "none": 0.0}[group["grad_filter"]]
+        expected = [step_scalars(group, step + 1.0, first) for step in steps]
         assert rows_of(steps, starts, **options) == [tuple(map(float, row)) for row in expected]
         asked += any(type(value) is not float for value in (options["lr"], options["eps"]))
     assert 20 < asked < 180  # both ways were taken

@@ -48,13 +48,13 @@ def test_a_cpu_tensor_is_refused_by_name_and_auto_moves_on() -> None:
 
 def test_an_unknown_filter_is_refused() -> None:
     tensors = [torch.ones(3)]
-    with pytest.raises(ValueError, match=r"grad_filter must be one of .*'ema'.*, got 'mean'"):
+    with pytest.raises(ValueError, match=r"grad_filter must be one of .*'ema'.*, got 'median'"):
         launcher.adamw_step_(
             *(tensors, tensors, tensors, [None], {"exp_avg": tensors, "exp_avg_sq": tensors}),
             torch.ones(1, 13),
             [0],
             mask_modes=[0],
-            grad_filter="mean",
+            grad_filter="median",
             decay="coupled",
             state_rounding="nearest",
             param_rounding="nearest",
@@ -82,14 +82,19 @@ def test_the_kernel_compiles_to_wide_accesses_and_single_roundings(
     cubin.write_bytes(compiled.asm["cubin"])
     (code,) = kernels.disassembled(tool("nvdisasm"), cubin).values()
     # Bytes that a thread moves of an array at once: four elements.
-    param, state = (
-        16 if policies[name] == launcher.STORAGE[torch.float32] else 8 for name in ("PARAM", "STATE")
+    param, state, window = (
+        16 if policies[name] == launcher.STORAGE[torch.float32] else 8
+        for name in ("PARAM", "STATE", "WINDOW")
     )
+    is_mean = policies["FILTER"] == launcher.FILTERS["mean"]
     has_rest = policies["PARAM_ROUNDING"] == launcher.PARAM_ROUNDING["kahan"]
     moved = {"LDG": {8: 0, 16: 0}, "STG": {8: 0, 16: 0}}
     for access, arrays in {"LDG": 2 + has_rest, "STG": 1 + has_rest}.items():
         moved[access][param] += arrays
-        moved[access][state] += 3 + policies["AMSGRAD"]
+        moved[access][state] += 2 + policies["AMSGRAD"] + (not is_mean)
+        if is_mean:  # and the sum, of float32
+            moved[access][window] += 1
+            moved[access][16] += 1
         for width, count in moved[access].items():
             assert kernels.wide(code, access, width) >= count
     assert not re.findall(r"\b(?:LDL|STL)\b", code), "registers are spilled to local memory"

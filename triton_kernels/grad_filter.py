@@ -6,13 +6,15 @@ A filter reads and writes its own memory here, so that the kernel need not know 
 import triton
 import triton.language as tl
 
-from . import columns, mask, storage
+from . import columns, mask, storage, windows
 
-FILTERS = {"none": 0, "ema": 1}
-EMA = tl.constexpr(FILTERS["ema"])
+FILTERS = {"none": 0, "ema": 1, "mean": 2}
+EMA, MEAN = (tl.constexpr(FILTERS[name]) for name in ("ema", "mean"))
 # The arrays of all filters, and the columns of a slice in which they lie.
-ARRAYS = ("grad_ema",)
-(GRAD_EMA_AT,) = (tl.constexpr(columns.FILTERS_AT.value + k) for k in range(len(ARRAYS)))
+ARRAYS = ("grad_ema", "grad_window", "grad_sum")
+GRAD_EMA_AT, GRAD_WINDOW_AT, GRAD_SUM_AT = (
+    tl.constexpr(columns.FILTERS_AT.value + k) for k in range(len(ARRAYS))
+)
 SLICE = tl.constexpr(columns.FILTERS_AT.value + len(ARRAYS))
 
 
@@ -23,10 +25,17 @@ def ema(grad, grad_ema, alpha, alpha_weight, lamb):
 
 
 @triton.jit
+def mean(grad, others, lamb, WINDOW: tl.constexpr):
+    entering = storage.as_stored(grad, WINDOW)
+    grad_sum = others + entering
+    return tl.where(lamb != 0, grad + lamb * grad_sum, grad), entering, grad_sum
+
+
+@triton.jit
 def filtered(
-    grad, slice_, numbers, i, read, kept, written, drawn,
-    FILTER: tl.constexpr, STATE: tl.constexpr, STOCHASTIC: tl.constexpr, WHOLE: tl.constexpr,
-    EVERY: tl.constexpr, MASK: tl.constexpr,
+    grad, slice_, numbers, begin, i, read, kept, written, drawn, window,
+    FILTER: tl.constexpr, STATE: tl.constexpr, WINDOW: tl.constexpr, STOCHASTIC: tl.constexpr,
+    WHOLE: tl.constexpr, EVERY: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
     """The gradient that Adam sees; the filter's memory is written."""
     if FILTER == EMA:
@@ -39,12 +48,35 @@ def filtered(
             tl.load(numbers + columns.LAMB),
         )
         storage.store(at, mask.masked(slow, kept, MASK), drawn, written, STATE, STOCHASTIC, EVERY)
+    if FILTER == MEAN:
+        place = windows.place_in(tl.load(numbers + columns.STEP), window)
+        size, ring = tl.load(slice_ + columns.SIZE), tl.load(slice_ + GRAD_WINDOW_AT)
+        at = storage.pointers(windows.plane(ring, place, size, WINDOW), i, WINDOW, WHOLE)
+        sum_at = storage.pointers(tl.load(slice_ + GRAD_SUM_AT), i, storage.FLOAT32, WHOLE)
+        running = storage.load(sum_at, read, storage.FLOAT32, EVERY) - storage.load(at, read, WINDOW, EVERY)
+        others = windows.sum_of_others(
+            running, ring, place, size, window, begin, i, read, WINDOW, WHOLE, EVERY
+        )
+        grad, entering, grad_sum = mean(grad, others, tl.load(numbers + columns.LAMB), WINDOW)
+        storage.store(at, mask.masked(entering, kept, MASK), 0, written, WINDOW, False, EVERY)
+        storage.store(sum_at, mask.masked(grad_sum, kept, MASK), 0, written, storage.FLOAT32, False, EVERY)
     return grad
 
 
 @triton.jit
-def cleared(slice_, numbers, i, dirty, FILTER: tl.constexpr, STATE: tl.constexpr, WHOLE: tl.constexpr):
+def cleared(
+    slice_, numbers, i, dirty, window,
+    FILTER: tl.constexpr, STATE: tl.constexpr, WINDOW: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
     """The filter's memory becomes 0 where ``dirty`` is True."""
     if FILTER == EMA:
         at = storage.pointers(tl.load(slice_ + GRAD_EMA_AT), i, STATE, WHOLE)
         storage.clear(at, dirty, STATE)
+    if FILTER == MEAN:
+        place = windows.place_in(tl.load(numbers + columns.STEP), window)
+        size, ring = tl.load(slice_ + columns.SIZE), tl.load(slice_ + GRAD_WINDOW_AT)
+        storage.clear(
+            storage.pointers(windows.plane(ring, place, size, WINDOW), i, WINDOW, WHOLE), dirty, WINDOW
+        )
+        sum_at = storage.pointers(tl.load(slice_ + GRAD_SUM_AT), i, storage.FLOAT32, WHOLE)
+        storage.clear(sum_at, dirty, storage.FLOAT32)

@@ -1,9 +1,11 @@
 """The one kernel and the order of its rooms: csrc/step/element_step.h. launcher.py launches it.
 
 Memory: 36 bytes per float32 element with the EMA filter (reads param, grad, exp_avg, exp_avg_sq, grad_ema:
-20; writes all but grad: 16), 28 without; 24 with bfloat16 states. Parameters of 16 bits take 6 less, and 4
-of these again with Kahan's rounding. A mask adds 0.125; a word of it that keeps nothing costs the param (4,
-or 2) where it zeroes, and nothing where it freezes. Per program besides: one row of the tables.
+20; writes all but grad: 16), 28 without, 48 with the mean of a window (reads besides those 28 what leaves,
+the sum, and on average one value of the window: 12; writes what enters and the sum: 8), 42 where that is
+bfloat16; 24 with the EMA filter and bfloat16 states. Parameters of 16 bits take 6 less, and 4 of these again
+with Kahan's rounding. A mask adds 0.125; a word of it that keeps nothing costs the param (4, or 2) where it
+zeroes, and nothing where it freezes. Per program besides: one row of the tables.
 """
 
 from __future__ import annotations
@@ -46,8 +48,10 @@ def _step_tile(
     numbers,
     factor,
     key,
+    window,
     PARAM: tl.constexpr,
     STATE: tl.constexpr,
+    WINDOW: tl.constexpr,
     STOCHASTIC: tl.constexpr,
     PARAM_ROUNDING: tl.constexpr,
     FILTER: tl.constexpr,
@@ -88,8 +92,9 @@ def _step_tile(
 
     grad = grad * factor
     grad = grad_filter.filtered(
-        grad, slice_, numbers, i, read, kept, written, drawn, FILTER, STATE, STOCHASTIC, WHOLE, every, MASK
-    )
+        grad, slice_, numbers, begin, i, read, kept, written, drawn, window,
+        FILTER, STATE, WINDOW, STOCHASTIC, WHOLE, every, MASK,
+    )  # fmt: skip
     param, grad = adamw.decayed(
         param, grad, tl.load(numbers + WEIGHT_DECAY), tl.load(numbers + PARAM_SCALE), COUPLED
     )
@@ -132,7 +137,7 @@ def _step_tile(
         storage.clear(param_at, dirty, PARAM)
         storage.clear(exp_avg_at, dirty, STATE)
         storage.clear(exp_avg_sq_at, dirty, STATE)
-        grad_filter.cleared(slice_, numbers, i, dirty, FILTER, STATE, WHOLE)
+        grad_filter.cleared(slice_, numbers, i, dirty, window, FILTER, STATE, WINDOW, WHOLE)
         if AMSGRAD:
             storage.clear(largest_at, dirty, STATE)
         if PARAM_ROUNDING == storage.KAHAN:
@@ -141,31 +146,34 @@ def _step_tile(
 
 @triton.jit
 def _step_masked(
-    slice_, begin, size, numbers, factor, key,
-    PARAM: tl.constexpr, STATE: tl.constexpr, STOCHASTIC: tl.constexpr, PARAM_ROUNDING: tl.constexpr,
-    FILTER: tl.constexpr, COUPLED: tl.constexpr, AMSGRAD: tl.constexpr, TILE: tl.constexpr,
-    WHOLE: tl.constexpr, MASKED: tl.constexpr,
+    slice_, begin, size, numbers, factor, key, window,
+    PARAM: tl.constexpr, STATE: tl.constexpr, WINDOW: tl.constexpr, STOCHASTIC: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr, FILTER: tl.constexpr, COUPLED: tl.constexpr, AMSGRAD: tl.constexpr,
+    TILE: tl.constexpr, WHOLE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     # MASKED: some tensor of the launch has a mask.
     if MASKED:
         if tl.load(slice_ + MASK_MODE) == 0:
             _step_tile(
-                slice_, begin, size, numbers, factor, key,
-                PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD, TILE, WHOLE, mask.ZERO,
+                slice_, begin, size, numbers, factor, key, window,
+                PARAM, STATE, WINDOW, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD,
+                TILE, WHOLE, mask.ZERO,
             )  # fmt: skip
         else:
             _step_tile(
-                slice_, begin, size, numbers, factor, key,
-                PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD, TILE, WHOLE, mask.FREEZE,
+                slice_, begin, size, numbers, factor, key, window,
+                PARAM, STATE, WINDOW, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD,
+                TILE, WHOLE, mask.FREEZE,
             )  # fmt: skip
     else:
         _step_tile(
-            slice_, begin, size, numbers, factor, key,
-            PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD, TILE, WHOLE, mask.NONE,
+            slice_, begin, size, numbers, factor, key, window,
+            PARAM, STATE, WINDOW, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD,
+            TILE, WHOLE, mask.NONE,
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["tiles", "seed"])
+@triton.jit(do_not_specialize=["tiles", "seed", "window"])
 def adamw_kernel(
     slices,  # int64 [tensors, SLICE]
     tensors,  # int32 [chunks]: the tensor of a chunk
@@ -176,11 +184,13 @@ def adamw_kernel(
     grad_scale,
     found_inf,
     seed,
+    window,  # gradients in one; 0: there is none
     HAS_SCALE: tl.constexpr,
     HAS_FOUND_INF: tl.constexpr,
     STEPS_HERE: tl.constexpr,
     PARAM: tl.constexpr,
     STATE: tl.constexpr,
+    WINDOW: tl.constexpr,
     STOCHASTIC: tl.constexpr,
     PARAM_ROUNDING: tl.constexpr,
     FILTER: tl.constexpr,
@@ -212,12 +222,14 @@ def adamw_kernel(
         while begin < end:  # a `for` over a number of the device is an error in the interpreter of Triton 3.6
             if (begin + TILE <= size) & aligned:
                 _step_masked(
-                    slice_, begin, size, numbers, factor, key,
-                    PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD, TILE, True, MASKED,
+                    slice_, begin, size, numbers, factor, key, window,
+                    PARAM, STATE, WINDOW, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD,
+                    TILE, True, MASKED,
                 )  # fmt: skip
             else:
                 _step_masked(
-                    slice_, begin, size, numbers, factor, key,
-                    PARAM, STATE, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD, TILE, False, MASKED,
+                    slice_, begin, size, numbers, factor, key, window,
+                    PARAM, STATE, WINDOW, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD,
+                    TILE, False, MASKED,
                 )  # fmt: skip
             begin += TILE

@@ -139,6 +139,7 @@ def adamw_step_(
     about = (_addresses(masks, count), at_steps, tuple(mask_modes), sizes, _aligned(params, arrays))
     table = _table_of((*about, *(_addresses(tensors, count) for tensors in named)), tuple(rows), device)
     state_dtype = states["exp_avg"][0].dtype
+    rings = [arrays[0] for arrays in states.values() if arrays[0].dim() > params[0].dim()]
     with torch.cuda.device(device if device.type == "cuda" else -1):
         adamw_kernel[(table.chunks,)](
             *table[:5],
@@ -146,11 +147,13 @@ def adamw_step_(
             None if grad_scale is None else grad_scale.to(device),
             None if found_inf is None else found_inf,
             seed & 0xFFFFFFFF,
+            len(rings[0]) if rings else 0,
             HAS_SCALE=grad_scale is not None,
             HAS_FOUND_INF=found_inf is not None,
             STEPS_HERE=not on_host,
             PARAM=STORAGE[params[0].dtype],
             STATE=STORAGE[state_dtype],
+            WINDOW=STORAGE[states["grad_window"][0].dtype] if "grad_window" in states else 0,
             STOCHASTIC=state_rounding == "stochastic" and state_dtype is torch.bfloat16,
             PARAM_ROUNDING=PARAM_ROUNDING[param_rounding] if params[0].dtype.itemsize == 2 else 0,
             FILTER=FILTERS[grad_filter],

@@ -26,13 +26,6 @@ def pointers(address, i, STORAGE: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def plane(address, planes, step, size, STORAGE: tl.constexpr):
-    """Where the plane that step 1, 2, ... reads and writes begins: ``plane_begin`` of element.h."""
-    itemsize: tl.constexpr = 4 if STORAGE == FLOAT32 else 2
-    return address + (step.to(tl.int64) - 1) % planes * size * itemsize
-
-
-@triton.jit
 def _widened(stored, STORAGE: tl.constexpr):
     if STORAGE == BFLOAT16:
         value = (stored.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
@@ -110,6 +103,12 @@ def _rounded(value, random_bits, STORAGE: tl.constexpr, STOCHASTICALLY: tl.const
     else:
         stored = value
     return stored
+
+
+@triton.jit
+def as_stored(value, STORAGE: tl.constexpr):
+    """A value as it comes back from an array."""
+    return _widened(_rounded(value, 0, STORAGE, False), STORAGE)
 
 
 @triton.jit

@@ -1,9 +1,11 @@
 // The CPU kernels: one parallel region over the elements of all tensors, which goes through them in tiles.
 //
 // Memory: 36 bytes per float32 element with the EMA filter (reads param, grad, exp_avg, exp_avg_sq,
-// grad_ema: 20; writes all but grad: 16), 28 without; 24 with bfloat16 states; all twice for float64.
-// Parameters of 16 bits take 6 less, and 4 of these again with Kahan's rounding. A mask adds 0.125; a word of
-// it that keeps nothing costs the param (4, or 2) where it zeroes, and nothing where it freezes.
+// grad_ema: 20; writes all but grad: 16), 28 without, 48 with the mean of a window (reads besides those 28
+// what leaves, the sum, and on average one value of the window: 12; writes what enters and the sum: 8), 42
+// where that is bfloat16; 24 with the EMA filter and bfloat16 states; all twice for float64. Parameters of 16
+// bits take 6 less, and 4 of these again with Kahan's rounding. A mask adds 0.125; a word of it that keeps
+// nothing costs the param (4, or 2) where it zeroes, and nothing where it freezes.
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
@@ -32,7 +34,7 @@ void run_all(const Work& work, const Parts& parts) {
   torch::stable::parallel_for(0, starts.back(), kElementsPerThread, [&](int64_t begin, int64_t end) {
     size_t t = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
     for (; begin < end; begin = starts[++t]) {
-      const ScalarsOf<Real> scalars = work.unscaled_row<Real>(t);
+      const SliceScalars<Real> scalars(work.unscaled_row<Real>(t));
       const SliceStep step(parts, work.slices[t], scalars, work.seed);
       const int64_t first = unit_of(begin - starts[t]);
       const int64_t stop = end < starts[t + 1] ? unit_of(end - starts[t]) : work.slices[t].size;

@@ -1,4 +1,10 @@
-// The kernels for float32 parameters.
+// The loops for float32 parameters, and for those that a window's loops have widened.
 #include "kernel.h"
 
-template grokfused::Kernel grokfused::cpu::kernel_for<grokfused::Float32>(const grokfused::Policies&);
+namespace grokfused::cpu {
+
+template std::pair<Update, Update> updates_of<Float32, AfterWindow<CurrentSecondMoment>>(const Choices&);
+template std::pair<Update, Update> updates_of<Float32, AfterWindow<LargestSecondMoment>>(const Choices&);
+template Kernel kernel_for<Float32>(const Policies&);
+
+}  // namespace grokfused::cpu

@@ -1,6 +1,10 @@
 // The CPU kernels: what runs a work by one of the loops of update.h.
 #pragma once
 
+#include <type_traits>
+#include <utility>
+#include <vector>
+
 #include "../work.h"
 #include "tile.h"
 
@@ -12,13 +16,34 @@ void run_all(const Work& work, const Parts& parts);
 extern template void run_all<float>(const Work&, const Parts&);
 extern template void run_all<double>(const Work&, const Parts&);
 
+// The loop of a step, and the one that chooses under a mask; null where loops of their own do.
 template <class Format, class Step>
-void run(const Work& work, const Choices& choices) {
-  const Update update = update_of<Format, Step, false>(choices.state, choices.state_rounding);
+std::pair<Update, Update> updates_of(const Choices& choices) {
   Update selecting = nullptr;
   if constexpr (sizeof(typename Format::Stored) >= 4 || Step::States::kShares)
     selecting = update_of<Format, Step, true>(choices.state, choices.state_rounding);
-  run_all<typename Format::Real>(work, Parts(update, selecting, choices, state_rows<Step>(choices)));
+  return {update_of<Format, Step, false>(choices.state, choices.state_rounding), selecting};
+}
+
+// What steps after the loops of a window (window.h): without a filter, on float32 or float64.
+template <class SecondMoment>
+using AfterWindow = ElementStep<NoFilter, SecondMoment>;
+extern template std::pair<Update, Update> updates_of<Float32, AfterWindow<CurrentSecondMoment>>(
+    const Choices&);
+extern template std::pair<Update, Update> updates_of<Float32, AfterWindow<LargestSecondMoment>>(
+    const Choices&);
+
+template <class Format, class GradFilter, class SecondMoment>
+void run(const Work& work, const Choices& choices) {
+  constexpr bool kHasWindow = std::is_same_v<GradFilter, Mean>,
+                 kWidens = sizeof(typename Format::Stored) == 2;
+  using Own = std::conditional_t<kHasWindow && kWidens, Float32, Format>;
+  using Step =
+      std::conditional_t<kHasWindow, AfterWindow<SecondMoment>, ElementStep<GradFilter, SecondMoment>>;
+  auto [update, selecting] = updates_of<Own, Step>(choices);
+  if (kHasWindow && kWidens) selecting = nullptr;
+  const auto rows = state_rows<ElementStep<GradFilter, SecondMoment>>(choices);
+  run_all<typename Format::Real>(work, Parts(update, selecting, choices, rows));
 }
 
 // The kernel for parameters of one format. Compiled for each in a file of its own, which a build runs side by
@@ -26,9 +51,11 @@ void run(const Work& work, const Choices& choices) {
 template <class Format>
 Kernel kernel_for(const Policies& policies) {
   Kernel kernel{nullptr, choices_of(policies), {}};
-  with_element_step(policies, [&](auto step) {
-    kernel.run = run<Format, decltype(step)>;
-    kernel.states = state_rows<decltype(step)>(kernel.choices);
+  with_grad_filter(policies.grad_filter, [&](auto filter) {
+    with_second_moment(policies.amsgrad, [&](auto second_moment) {
+      kernel.run = run<Format, decltype(filter), decltype(second_moment)>;
+      kernel.states = state_rows<ElementStep<decltype(filter), decltype(second_moment)>>(kernel.choices);
+    });
   });
   return kernel;
 }

@@ -34,7 +34,7 @@ struct Kept {
 inline Kept look(const SliceStep& step, int64_t begin, int64_t end, bool sparse) {
   const uint32_t* mask = step.slice().mask;
   Kept kept{begin};
-  const int64_t stop = std::min(end, begin + kTile);
+  const int64_t stop = end_of_tile(begin, end);
   for (int64_t next; kept.end < stop; kept.end = next) {
     next = std::min(end, kept.end + kLanes);
     const int count = static_cast<int>(next - kept.end);

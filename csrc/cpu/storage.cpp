@@ -71,6 +71,7 @@ GROK_CPU_CLONES void spread(const uint32_t* mask, int words, uint32_t* kept) {
 }
 
 void select(size_t bytes, const void* stepped, const uint32_t* kept, MaskMode mode, void* stored, int size) {
+  if (bytes == sizeof(double)) return select_values<double>(stepped, kept, mode, stored, size);
   const auto select = bytes == sizeof(float) ? select_values<float> : select_values<uint16_t>;
   select(stepped, kept, mode, stored, size);
 }

@@ -20,7 +20,15 @@ struct alignas(kCacheLine) Buffers {
   float values[kTile];
   uint16_t param[kTile], rest[kTile];
   float states[kMaxStates][kTile];
+  double amplified[kTile];  // gradients, in real numbers
 };
+
+// The place of the first state of a kind; -1 where there is none.
+int place_of(const std::vector<StateRow>& rows, Of of) {
+  const auto found =
+      std::find_if(rows.begin(), rows.end(), [&](const StateRow& row) { return row.of == of; });
+  return found == rows.end() ? -1 : static_cast<int>(found - rows.begin());
+}
 
 }  // namespace
 
@@ -28,20 +36,29 @@ Parts::Parts(Update update, Update selecting, const Choices& choices, const std:
     : update(update),
       selecting(selecting),
       narrow(narrowing(choices.param, choices.param_rounding)),
-      decay(choices.decay),
+      window(place_of(rows, Of::kWindow) < 0 ? WindowLoops{} : window_loops(choices.param, choices.window)),
+      choices(choices),
       keeps_rest(choices.keeps_rest()),
       in_place(!is_16_bits(choices.param)),
       param_bytes(bytes_of(choices.param)),
       rows(rows),
+      grad_window(place_of(rows, Of::kWindow)),
+      grad_sum(place_of(rows, Of::kReal)),
       shares(std::any_of(rows.begin(), rows.end(), is_shared)) {
   const size_t real = choices.param == Format::kFloat64 ? sizeof(double) : sizeof(float);
-  for (const StateRow& row : rows)
-    state_bytes.push_back(is_shared(row) ? real : row.like_param ? param_bytes : bytes_of(choices.state));
+  const size_t bytes[] = {bytes_of(choices.state), bytes_of(choices.window), param_bytes, real};
+  for (const StateRow& row : rows) {
+    if (row.of == Of::kStates || is_shared(row)) updated.push_back(static_cast<int>(state_bytes.size()));
+    state_bytes.push_back(bytes[static_cast<size_t>(row.of)]);
+  }
 }
 
 void SliceStep::run(int64_t begin, int64_t end) const {
-  const int64_t most = parts_.in_place ? kPiece : kTile;
-  for (; begin < end; begin += most) run_tile(begin, static_cast<int>(std::min(most, end - begin)), nullptr);
+  const int64_t most = parts_.in_place && !parts_.window.amplify ? kPiece : kTile;
+  for (int64_t stop; begin < end; begin = stop) {
+    stop = end_of_tile(begin, end, most);
+    run_tile(begin, static_cast<int>(stop - begin), nullptr);
+  }
 }
 
 void SliceStep::run_selected(int64_t begin, int64_t end) const {
@@ -54,30 +71,53 @@ void SliceStep::run_selected(int64_t begin, int64_t end) const {
 // `kept` is null where all are, or else all ones or 0 for each element.
 void SliceStep::run_tile(int64_t begin, int size, const uint32_t* kept) const {
   Buffers buffers;
-  const int updated = parts_.keeps_rest ? states() - 1 : states();  // the rest is the last state
   const uint32_t first = slice_.first + static_cast<uint32_t>(begin);
   void* param = this->param().at(begin);
-  void* rest = parts_.keeps_rest ? state(updated).at(begin) : nullptr;
+  void* rest = parts_.keeps_rest ? state(states() - 1).at(begin) : nullptr;  // it is the last state
   Arrays arrays{grad().at(begin), param, rest ? rest : kNoRest.values, {}, nullptr, {}, key_, first, kept,
                 slice_.mask_mode};
   const Update selecting = kept ? parts_.selecting : nullptr;
   const bool choose = kept && (!selecting || parts_.narrow), choose_states = kept && !selecting;
   arrays.new_param = choose || parts_.narrow ? buffers.values : param;
-  for (int place = 0; place < updated; ++place) {
-    arrays.states[place] = state(place).at(begin);
-    arrays.new_states[place] = choose_states ? buffers.states[place] : state(place).at(begin);
+  for (size_t k = 0; k < parts_.updated.size(); ++k) {
+    void* stored = state(parts_.updated[k]).at(begin);
+    arrays.states[k] = stored;
+    arrays.new_states[k] = choose_states ? buffers.states[k] : stored;
   }
-  (selecting ? selecting : parts_.update)(arrays, size, scalars_, parts_.decay);
+  if (parts_.window.amplify) {
+    amplify(begin, size, kept, buffers.amplified);
+    arrays.grad = buffers.amplified;
+    if (parts_.window.widen) {
+      parts_.window.widen(param, arrays.rest, buffers.values, size);
+      arrays.param = buffers.values;
+    }
+  }
+  (selecting ? selecting : parts_.update)(arrays, size, parts_.window.amplify ? after_window_ : scalars_,
+                                          parts_.choices);
   if (parts_.narrow)
     parts_.narrow(buffers.values, choose ? buffers.param : param, choose ? buffers.rest : rest, size, key_,
                   first);
   if (!choose) return;
-  const auto take = [&](const void* stepped, const Array& array) {
-    select(array.bytes, stepped, kept, slice_.mask_mode, array.at(begin), size);
-  };
-  take(parts_.narrow ? static_cast<void*>(buffers.param) : buffers.values, this->param());
-  for (int place = 0; place < updated && choose_states; ++place) take(buffers.states[place], state(place));
-  if (parts_.keeps_rest) take(buffers.rest, state(updated));
+  take(parts_.narrow ? static_cast<void*>(buffers.param) : buffers.values, this->param(), begin, size, kept);
+  for (size_t k = 0; k < parts_.updated.size() && choose_states; ++k)
+    take(buffers.states[k], state(parts_.updated[k]), begin, size, kept);
+  if (parts_.keeps_rest) take(buffers.rest, state(states() - 1), begin, size, kept);
+}
+
+// The gradients of a tile as the update takes them; the window and its sum are written.
+void SliceStep::amplify(int64_t begin, int size, const uint32_t* kept, void* amplified) const {
+  alignas(kCacheLine) double others[kTile], entering[kTile], sum[kTile];
+  const Array grad_window = state(parts_.grad_window), grad_sum = state(parts_.grad_sum);
+  void *leaving = grad_window.at(begin), *old_sum = grad_sum.at(begin);
+  const bool afresh = window_.has_turn(begin);
+  if (afresh) parts_.window.sum_others(leaving, window_, others, size);
+  const WindowTile tile{
+      grad().at(begin),     leaving,  old_sum, afresh ? others : nullptr, kept ? entering : leaving,
+      kept ? sum : old_sum, amplified};
+  parts_.window.amplify(tile, size, scalars_);
+  if (!kept) return;
+  take(entering, grad_window, begin, size, kept);
+  take(sum, grad_sum, begin, size, kept);
 }
 
 }  // namespace grokfused::cpu

@@ -7,10 +7,12 @@
 // threads (adamw_cpu.cpp) nor by a mask (masked.h).
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "storage.h"
 #include "update.h"
+#include "window.h"
 
 namespace grokfused::cpu {
 
@@ -22,17 +24,27 @@ constexpr int kUnit = kBlock;
 static_assert(kTile % kUnit == 0 && kPiece % kUnit == 0 && kUnit % kLanes == 0);
 constexpr int64_t unit_of(int64_t i) { return i / kUnit * kUnit; }
 
+// Where the tile, or the piece, ends in which an element lies: they begin at multiples of their size, so that
+// the elements of a tile have their turn together (step/windows.h).
+static_assert(kTurn % kTile == 0);
+constexpr int64_t end_of_tile(int64_t i, int64_t end, int64_t size = kTile) {
+  return std::min(end, (i / size + 1) * size);
+}
+
 // What steps the elements of any slice, and how its arrays are stored.
 struct Parts {
   Update update;
-  Update selecting;  // under a mask; null where loops of their own choose: beside parameters of 16 bits
-  Narrow narrow;     // of parameters; null for those of more bits
-  Decay decay;
+  Update selecting;    // under a mask; null where loops of their own choose: beside parameters of 16 bits
+  Narrow narrow;       // of parameters; null for those of more bits
+  WindowLoops window;  // null without one
+  Choices choices;
   bool keeps_rest, in_place;
   size_t param_bytes;
   std::vector<StateRow> rows;
   std::vector<size_t> state_bytes;
-  bool shares;  // blocks share values: a mask leaves out whole ones, or chooses in them
+  std::vector<int> updated;   // places of the states that the update reads and writes
+  int grad_window, grad_sum;  // places; -1 without a window
+  bool shares;                // blocks share values: a mask leaves out whole ones, or chooses in them
 
   Parts(Update update, Update selecting, const Choices& choices, const std::vector<StateRow>& rows);
 };
@@ -45,16 +57,26 @@ struct Array {
   void* at(int64_t i) const { return stored + (is_shared ? i / kBlock : i) * bytes; }
 };
 
+// The scalars of a slice, and what is left of them after the loops of a window.
+template <class Real>
+struct SliceScalars {
+  ScalarsOf<Real> all, after_window;
+  explicit SliceScalars(const ScalarsOf<Real>& scalars) : all(scalars), after_window(scalars) {
+    after_window.grad_factor = 1;
+  }
+};
+
 // The step of one slice. It keeps references.
 class SliceStep {
  public:
   template <class Real>
-  SliceStep(const Parts& parts, const Slice& slice, const ScalarsOf<Real>& scalars, uint32_t seed)
+  SliceStep(const Parts& parts, const Slice& slice, const SliceScalars<Real>& scalars, uint32_t seed)
       : parts_(parts),
         slice_(slice),
-        scalars_(&scalars),
-        step_(static_cast<float>(scalars.step)),
-        key_(random_key(seed, static_cast<uint32_t>(scalars.step))) {}
+        scalars_(&scalars.all),
+        after_window_(&scalars.after_window),
+        window_(window_of(parts.choices.window_size, static_cast<float>(scalars.all.step), slice.size)),
+        key_(random_key(seed, static_cast<uint32_t>(scalars.all.step))) {}
 
   // Of all elements from `begin`, where a word of the mask begins, up to `end`.
   void run(int64_t begin, int64_t end) const;
@@ -66,8 +88,8 @@ class SliceStep {
   int states() const { return static_cast<int>(parts_.state_bytes.size()); }
   Array state(int place) const {
     const size_t bytes = parts_.state_bytes[place];
-    return {static_cast<char*>(slice_.states[place]) + plane(place) * bytes, bytes,
-            is_shared(parts_.rows[place])};
+    const int64_t begin = is_ring(parts_.rows[place]) ? window_.place * window_.plane : 0;
+    return {static_cast<char*>(slice_.states[place]) + begin * bytes, bytes, is_shared(parts_.rows[place])};
   }
   Array param() const { return {static_cast<char*>(slice_.param), parts_.param_bytes}; }
   Array grad() const { return {static_cast<char*>(const_cast<void*>(slice_.grad)), parts_.param_bytes}; }
@@ -81,12 +103,15 @@ class SliceStep {
 
  private:
   void run_tile(int64_t begin, int size, const uint32_t* kept) const;
-  int64_t plane(int place) const { return plane_begin(parts_.rows[place].planes, step_, slice_.size); }
+  void amplify(int64_t begin, int size, const uint32_t* kept, void* amplified) const;
+  void take(const void* stepped, const Array& array, int64_t begin, int size, const uint32_t* kept) const {
+    select(array.bytes, stepped, kept, slice_.mask_mode, array.at(begin), size);
+  }
 
   const Parts& parts_;
   const Slice& slice_;
-  const void* scalars_;
-  float step_;
+  const void *scalars_, *after_window_;
+  Window window_;
   uint32_t key_;
 };
 

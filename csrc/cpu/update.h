@@ -26,7 +26,7 @@ struct Arrays {
 };
 
 // `scalars`: of the real numbers of the parameters.
-using Update = void (*)(const Arrays&, int size, const void* scalars, Decay);
+using Update = void (*)(const Arrays&, int size, const void* scalars, const Choices&);
 
 template <class Format>
 GROK_HD auto read(const void* stored, int i) {
@@ -52,7 +52,7 @@ GROK_HD Element<typename Param::Real, Rows> read_element(const Arrays& arrays, i
   element.grad = read<Param>(arrays.grad, i);
   Rows::each([&](auto row, int place) {
     constexpr StateRow kRow = decltype(row)::kRow;
-    static_assert(!kRow.like_param, "it would be rounded as the parameter is");
+    static_assert(is_shared(kRow) || kRow.of == Of::kStates, "others have loops of their own");
     if constexpr (is_shared(kRow))
       value_of<decltype(row)>(element) =
           static_cast<const typename Param::Real*>(arrays.states[place])[i / kBlock];
@@ -78,9 +78,9 @@ GROK_HD void write_element(const Arrays& arrays, int i, Element<Real, Rows>& ele
 
 template <class Param, class State, Rounding kRounding, class Step, bool kMasked>
 GROK_HD void update_element(const Arrays& arrays, int i, const ScalarsOf<typename Param::Real>& scalars,
-                            Decay decay) {
+                            const Choices& choices) {
   auto element = read_element<Param, State, typename Step::States>(arrays, i);
-  Step::run(element, scalars, decay);
+  Step::run(element, scalars, choices);
   write_element<State, kRounding, kMasked>(arrays, i, element);
 }
 
@@ -88,7 +88,7 @@ GROK_HD void update_element(const Arrays& arrays, int i, const ScalarsOf<typenam
 // leaves out chosen, before the first is written. A block of which it keeps nothing shares what it shared.
 template <class Param, class State, Rounding kRounding, class Step>
 GROK_HD void update_block(const Arrays& arrays, int begin, int size,
-                          const ScalarsOf<typename Param::Real>& scalars, Decay decay) {
+                          const ScalarsOf<typename Param::Real>& scalars, const Choices& choices) {
   using Rows = typename Step::States;
   using Real = typename Param::Real;
   Element<Real, Rows> block[kBlock];
@@ -100,7 +100,7 @@ GROK_HD void update_block(const Arrays& arrays, int begin, int size,
     element = read_element<Param, State, Rows>(arrays, begin + k);
     if (any) decode(element);
     const Element<Real, Rows> before = element;
-    Step::run(element, scalars, decay);
+    Step::run(element, scalars, choices);
     if (arrays.kept) leave_out(element, before, Where(arrays.kept[begin + k], arrays.mask_mode));
     measure(element, largest);
   }
@@ -114,17 +114,18 @@ GROK_HD void update_block(const Arrays& arrays, int begin, int size,
 }
 
 template <class Param, class State, Rounding kRounding, class Step, bool kMasked>
-GROK_CPU_CLONES void update(const Arrays& of_tile, int size, const void* scalars, Decay decay) {
+GROK_CPU_CLONES void update(const Arrays& of_tile, int size, const void* scalars, const Choices& of_all) {
   // Copies: the compiler then knows that no store changes them.
   const auto numbers = *static_cast<const ScalarsOf<typename Param::Real>*>(scalars);
   const Arrays arrays = of_tile;
+  const Choices choices = of_all;
   if constexpr (Step::States::kShares) {
     for (int i = 0; i < size; i += kBlock)
-      update_block<Param, State, kRounding, Step>(arrays, i, std::min(kBlock, size - i), numbers, decay);
+      update_block<Param, State, kRounding, Step>(arrays, i, std::min(kBlock, size - i), numbers, choices);
   } else {
 #pragma omp simd
     for (int i = 0; i < size; ++i)
-      update_element<Param, State, kRounding, Step, kMasked>(arrays, i, numbers, decay);
+      update_element<Param, State, kRounding, Step, kMasked>(arrays, i, numbers, choices);
   }
 }
 

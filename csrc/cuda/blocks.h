@@ -66,7 +66,7 @@ struct BlockPacks : Packs<Stored, Stored::kWidth> {
     const uint32_t kept = count ? kept_lanes(slice.mask, i, count) : 0;
     const bool any = largest_of<uint32_t>(kept != 0, kTogether) != 0;
     read(slice, choices);
-    Element<Real, Rows> elements[kWidth];
+    Element<Real, typename Stored::Step::States> elements[kWidth];
     Real largest[Rows::kCount] = {};
 #pragma unroll
     for (int k = 0; k < kWidth; ++k) {
@@ -74,7 +74,7 @@ struct BlockPacks : Packs<Stored, Stored::kWidth> {
       elements[k] = this->element_of(k, choices);
       if (any) decode(elements[k]);
       const auto before = elements[k];
-      Stored::Step::run(elements[k], scalars, choices.decay);
+      Stored::Step::run(elements[k], scalars, choices);
       if (slice.mask) leave_out(elements[k], before, Where(kept_bits(kept, k), slice.mask_mode));
       measure(elements[k], largest);
     }
@@ -101,9 +101,9 @@ struct BlockPacks : Packs<Stored, Stored::kWidth> {
 
 template <class Stored>
 __device__ void run_blocks(const Slice& slice, const Choices& choices, int thread,
-                           const ScalarsOf<typename Stored::Real>& scalars) {
+                           const ScalarsOf<typename Stored::Real>& scalars, const Window& window) {
   constexpr int kWidth = Stored::kWidth;
-  const bool aligned = Packs<Stored, kWidth>::fits(slice, choices);
+  const bool aligned = Packs<Stored, kWidth>::fits(slice, choices, window);
   for (int64_t begin = 0; begin < slice.size; begin += kThreads * kWidth) {
     BlockPacks<Stored> packs;
     packs.i = begin + thread * kWidth;

@@ -1,13 +1,15 @@
 // The one kernel: it moves memory, the mathematics has its home in csrc/step. It must not know torch;
-// tests/cuda_shim.cpp compiles this very file for the CPU. Compiled apart is what moves other bytes: formats,
-// and the arrays of a filter and of AMSGrad. Whatever else is chosen is the same for a whole launch, and
-// asked for.
+// tests/cuda_shim.cpp compiles this very file for the CPU. Compiled apart is what moves other bytes: formats
+// but that of a window, and the arrays of a filter. Whatever else is chosen is the same for a whole launch,
+// and asked for, AMSGrad's array too.
 //
 // Memory: 36 bytes per float32 element with the EMA filter (reads param, grad, exp_avg, exp_avg_sq,
-// grad_ema: 20; writes all but grad: 16), 28 without; 24 with bfloat16 states; all twice for float64.
-// Parameters of 16 bits take 6 less, and 4 of these again with Kahan's rounding. A mask adds 0.125; a pack of
-// which it keeps nothing costs the param (4, or 2) where it zeroes, and nothing where it freezes. Per block
-// besides: one row of the table.
+// grad_ema: 20; writes all but grad: 16), 28 without, 48 with the mean of a window (reads besides those 28
+// what leaves, the sum, and on average one value of the window: 12; writes what enters and the sum: 8), 42
+// where that is bfloat16; 24 with the EMA filter and bfloat16 states; all twice for float64. Parameters of 16
+// bits take 6 less, and 4 of these again with Kahan's rounding. A mask adds 0.125; a pack of which it keeps
+// nothing costs the param (4, or 2) where it zeroes, and nothing where it freezes. Per block besides: one row
+// of the table.
 #pragma once
 
 #include <cstdint>
@@ -23,12 +25,23 @@ constexpr int kBlocksAtOnce = 2;
 
 // kWidth elements from i on.
 template <class Stored, int kWidth>
-GROK_HD void run_packs(const Slice& slice, const Choices& choices, int64_t i,
-                       const ScalarsOf<typename Stored::Real>& scalars) {
+GROK_HD void run_packs(const Slice& slice, const Choices& choices, int i,
+                       const ScalarsOf<typename Stored::Real>& scalars, const Window& window) {
   const uint32_t kept = kept_lanes(slice.mask, i, kWidth), all = kept_lanes(nullptr, i, kWidth);
   Packs<Stored, kWidth> packs;
   if (kept == 0) return packs.clear(slice, choices, i);
-  packs.load(slice, choices, i);
+  if constexpr (Packs<Stored, kWidth>::kHasWindow) {
+    const bool afresh = window.has_turn(i);
+    if (afresh) packs.sum_others(slice, choices, window, i);
+    const auto others = packs.state(GradSum{});
+    packs.load(slice, choices, i);
+    if (afresh)
+      packs.state(GradSum{}) = others;
+    else
+      packs.take_off();
+  } else {
+    packs.load(slice, choices, i);
+  }
   packs.step(scalars, choices, slice.random_key, slice.first + static_cast<uint32_t>(i));
   if (kept != all) packs.leave_out(slice, choices, i, kept);
   packs.store(slice, choices, i);
@@ -59,7 +72,7 @@ GROK_HD void advance(float* counter, float step) {
 // loop. A chunk begins with a word of the mask, and with a block that shares values.
 template <class Stored>
 GROK_HD Slice chunk_of(const Slice& slice, const Choices& choices, int64_t begin, int64_t chunk_size,
-                       float step, uint32_t key) {
+                       const Window& window, uint32_t key) {
   Slice part = slice;
   using Param = typename Stored::Param::Stored;
   part.param = static_cast<Param*>(slice.param) + begin;
@@ -72,11 +85,17 @@ GROK_HD Slice chunk_of(const Slice& slice, const Choices& choices, int64_t begin
   };
   Stored::States::each([&](auto row, int place) {
     constexpr StateRow kRow = decltype(row)::kRow;
-    move(FormatOf<Stored, decltype(row)>{}, place,
-         is_shared(kRow) ? begin / kBlock : begin + plane_begin(kRow.planes, step, slice.size));
+    const int64_t before = is_ring(kRow) ? window.place * window.plane : 0;
+    with_format<Stored>(row, choices, [&](auto format) {
+      move(format, place, is_shared(kRow) ? begin / kBlock : before + begin);
+    });
   });
-  if constexpr (Stored::kCanKeepRest)
-    if (choices.keeps_rest()) move(typename Stored::Param{}, Stored::States::kCount, begin);
+  constexpr int kOwn = Stored::States::kCount;
+  if (choices.amsgrad) move(typename Stored::State{}, kOwn, begin);
+  if constexpr (Stored::kCanKeepRest) {
+    if (choices.keeps_rest() && choices.amsgrad) move(typename Stored::Param{}, kOwn + 1, begin);
+    if (choices.keeps_rest() && !choices.amsgrad) move(typename Stored::Param{}, kOwn, begin);
+  }
   const int64_t rest = slice.size - begin;
   part.size = rest < chunk_size ? rest : chunk_size;
   if (part.mask) part.mask += begin / kLanes;
@@ -98,16 +117,17 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) adamw_kernel(const __
   const auto scalars = scalars_of(table, tensor);
   const uint32_t key = random_key(table.seed, static_cast<uint32_t>(scalars.step));
   const int64_t begin = table.begin_of(chunk, tensor);
-  const Slice part =
-      chunk_of<Stored>(slice, choices, begin, table.chunk_size, static_cast<float>(scalars.step), key);
+  const Window window = window_of(choices.window_size, static_cast<float>(scalars.step), slice.size, begin);
+  const Slice part = chunk_of<Stored>(slice, choices, begin, table.chunk_size, window, key);
   const int size = static_cast<int>(part.size);
   if constexpr (Stored::States::kShares) {
-    run_blocks<Stored>(part, choices, thread, scalars);
+    run_blocks<Stored>(part, choices, thread, scalars, window);
   } else {
-    const int body = Packs<Stored, kWidth>::fits(part, choices) ? size / kWidth * kWidth : 0;
+    const int body = Packs<Stored, kWidth>::fits(part, choices, window) ? size / kWidth * kWidth : 0;
     for (int i = thread * kWidth; i < body; i += kThreads * kWidth)
-      run_packs<Stored, kWidth>(part, choices, i, scalars);
-    for (int i = body + thread; i < size; i += kThreads) run_packs<Stored, 1>(part, choices, i, scalars);
+      run_packs<Stored, kWidth>(part, choices, i, scalars, window);
+    for (int i = body + thread; i < size; i += kThreads)
+      run_packs<Stored, 1>(part, choices, i, scalars, window);
   }
   if (thread == 0 && begin == 0) advance(slice.step, static_cast<float>(scalars.step));
 }

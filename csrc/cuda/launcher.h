@@ -57,10 +57,11 @@ void run(const Work& work, const Choices& choices) {
 template <class Format>
 Kernel kernel_for(const Policies& policies) {
   Kernel kernel{nullptr, choices_of(policies), {}};
-  with_element_step(policies, [&](auto step) {
-    kernel.states = state_rows<decltype(step)>(kernel.choices);
+  with_grad_filter(policies.grad_filter, [&](auto filter) {
+    using Step = ElementStep<decltype(filter), EitherSecondMoment>;
+    kernel.states = state_rows<Step>(kernel.choices);
     with_state_format<Format>(kernel.choices.state, [&](auto state) {
-      kernel.run = run<StoredStep<Format, decltype(state), decltype(step)>>;
+      kernel.run = run<StoredStep<Format, decltype(state), Step>>;
     });
   });
   return kernel;

@@ -16,7 +16,7 @@ struct StoredStep {
   using Param = ParamFormat;
   using State = StateFormat;
   using Step = ElementStep;
-  using States = typename ElementStep::States;
+  using States = typename ElementStep::OwnStates;  // AMSGrad's and Kahan's come after them, if they are there
   using Real = typename Param::Real;
   // Elements that a thread steps at once: 16 bytes of the widest arrays. Of those of 16 bits it moves 8, so
   // that neighbouring threads fill whole sectors of every array.
@@ -30,11 +30,11 @@ struct alignas(kWidth * sizeof(typename ArrayFormat::Stored)) Pack {
   using Format = ArrayFormat;
   typename Format::Stored values[kWidth];
 
-  static GROK_HD Pack& in(void* array, int64_t i) {
-    return *reinterpret_cast<Pack*>(static_cast<typename Format::Stored*>(array) + i);
-  }
-  static GROK_HD const Pack& in(const void* array, int64_t i) {
+  static GROK_HD Pack read(const void* array, int64_t i) {
     return *reinterpret_cast<const Pack*>(static_cast<const typename Format::Stored*>(array) + i);
+  }
+  GROK_HD void write(void* array, int64_t i) const {
+    *reinterpret_cast<Pack*>(static_cast<typename Format::Stored*>(array) + i) = *this;
   }
   static GROK_HD auto& at(void* array, int64_t i) { return static_cast<typename Format::Stored*>(array)[i]; }
   static GROK_HD auto at(const void* array, int64_t i) {
@@ -46,15 +46,61 @@ struct alignas(kWidth * sizeof(typename ArrayFormat::Stored)) Pack {
   }
 };
 
-// How an array is stored. A shared one is of the numbers in which a step is computed.
+// How an array is stored whose format is known as the kernel is compiled.
 template <class Stored, class Row>
 using FormatOf = std::conditional_t<
-    is_shared(Row::kRow), std::conditional_t<std::is_same_v<typename Stored::Real, double>, Float64, Float32>,
-    std::conditional_t<Row::kRow.like_param, typename Stored::Param, typename Stored::State>>;
+    Row::kRow.of == Of::kReal,
+    std::conditional_t<std::is_same_v<typename Stored::Real, double>, Float64, Float32>,
+    std::conditional_t<Row::kRow.of == Of::kParam, typename Stored::Param, typename Stored::State>>;
 
+// Values of float32 that 16 bits hold, and that are stored as such.
+template <int kWidth>
+struct NarrowPack : Pack<Float32, kWidth> {
+  using InMemory = Pack<BFloat16, kWidth>;
+  static GROK_HD NarrowPack read(const void* array, int64_t i) {
+    const InMemory stored = InMemory::read(array, i);
+    NarrowPack found;
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) found.values[k] = stored.widened(k);
+    return found;
+  }
+  GROK_HD void write(void* array, int64_t i) const {
+    InMemory stored;
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) stored.round(k, this->values[k], Rounding::kNearest, 0);
+    stored.write(array, i);
+  }
+};
+
+// Calls use(format) with that of an array; of a window, the one that was chosen.
+template <class Stored, class Row, class Use>
+GROK_HD void with_format(Row, const Choices& choices, Use&& use) {
+  if constexpr (Row::kRow.of != Of::kWindow)
+    use(FormatOf<Stored, Row>{});
+  else if constexpr (std::is_same_v<typename Stored::Real, double>)
+    use(Float64{});
+  else if (choices.window == Format::kBFloat16)
+    use(BFloat16{});
+  else
+    use(Float32{});
+}
+
+// The values of an array in a pack. A window's are real numbers, however they are stored.
 template <class Stored, class Row, int kWidth>
 struct StatePack {
-  Pack<FormatOf<Stored, Row>, kWidth> pack;
+  using Wide = Pack<FormatOf<Stored, std::conditional_t<Row::kRow.of == Of::kWindow, GradSum, Row>>, kWidth>;
+  static constexpr bool kMayBeNarrow =
+      Row::kRow.of == Of::kWindow && std::is_same_v<typename Stored::Real, float>;
+  std::conditional_t<kMayBeNarrow, NarrowPack<kWidth>, Wide> pack;
+
+  // As it is stored in a format.
+  template <class Format>
+  GROK_HD auto& in(Format) {
+    if constexpr (kMayBeNarrow && std::is_same_v<Format, BFloat16>)
+      return pack;
+    else
+      return static_cast<Wide&>(pack);
+  }
 };
 
 template <class Stored, class Rows, int kWidth>
@@ -68,11 +114,23 @@ struct StatePacks<Stored, StateRows<Rows...>, kWidth> : StatePack<Stored, Rows, 
 template <class Stored, int kWidth>
 struct Packs : StatePacks<Stored, typename Stored::States, kWidth> {
   using ParamPack = Pack<typename Stored::Param, kWidth>;
+  static constexpr bool kHasWindow = std::is_same_v<typename Stored::Step::Filter, Mean>;
+  static constexpr int kWindowPlace = Moments::kCount;
+  static constexpr int kOwn = Stored::States::kCount;  // places of states before the optional ones
   ParamPack param, grad, kahan_comp;
+  Pack<typename Stored::State, kWidth> largest;  // AMSGrad's
 
   template <class Row>
   GROK_HD auto& state(Row) {
     return static_cast<StatePack<Stored, Row, kWidth>&>(*this).pack;
+  }
+
+  // Calls use(pack) with that of an array.
+  template <class Row, class Use>
+  GROK_HD void with_pack(Row row, const Choices& choices, Use&& use) {
+    with_format<Stored>(row, choices, [&](auto format) {
+      use(static_cast<StatePack<Stored, Row, kWidth>&>(*this).in(format));
+    });
   }
 
   // Calls use(pack, array) for every array of which a step writes each element.
@@ -80,28 +138,34 @@ struct Packs : StatePacks<Stored, typename Stored::States, kWidth> {
   GROK_HD void each_written(const Slice& slice, const Choices& choices, Use&& use) {
     use(param, slice.param);
     Stored::States::each([&](auto row, int place) {
-      if constexpr (!is_shared(decltype(row)::kRow)) use(state(row), slice.states[place]);
+      if constexpr (!is_shared(decltype(row)::kRow))
+        with_pack(row, choices, [&](auto& pack) { use(pack, slice.states[place]); });
     });
-    with_rest(slice, choices, use);
+    with_optional(slice, choices, use);
   }
 
+  // What is known to lie in global memory is said once more: the compiler forgets it where branches meet.
   template <class Use>
-  GROK_HD void with_rest(const Slice& slice, const Choices& choices, Use&& use) {
+  GROK_HD void with_optional(const Slice& slice, const Choices& choices, Use&& use) {
+    if (choices.amsgrad) {
+      assume_global(slice.states[kOwn]);
+      use(largest, slice.states[kOwn]);
+    }
     if constexpr (Stored::kCanKeepRest) {
       if (!choices.keeps_rest()) return;
-      void* rest = slice.states[Stored::States::kCount];
-      assume_global(rest);  // once more: the compiler forgets it where branches meet
+      void* rest = choices.amsgrad ? slice.states[kOwn + 1] : slice.states[kOwn];
+      assume_global(rest);
       use(kahan_comp, rest);
     }
   }
 
-  GROK_HD void load(const Slice& slice, const Choices& choices, int64_t i) {
-    grad = ParamPack::in(slice.grad, i);
-    each_written(slice, choices, [&](auto& pack, const void* array) { pack = pack.in(array, i); });
+  GROK_HD void load(const Slice& slice, const Choices& choices, int i) {
+    grad = ParamPack::read(slice.grad, i);
+    each_written(slice, choices, [&](auto& pack, const void* array) { pack = pack.read(array, i); });
   }
 
-  GROK_HD void store(const Slice& slice, const Choices& choices, int64_t i) {
-    each_written(slice, choices, [&](auto& pack, void* array) { pack.in(array, i) = pack; });
+  GROK_HD void store(const Slice& slice, const Choices& choices, int i) {
+    each_written(slice, choices, [&](auto& pack, void* array) { pack.write(array, i); });
   }
 
   GROK_HD void step(const ScalarsOf<typename Stored::Real>& scalars, const Choices& choices,
@@ -111,18 +175,22 @@ struct Packs : StatePacks<Stored, typename Stored::States, kWidth> {
 #pragma unroll
     for (int k = 0; k < kWidth; ++k) {
       auto element = element_of(k, choices);
-      Stored::Step::run(element, scalars, choices.decay);
+      Stored::Step::run(element, scalars, choices);
       put(k, element, choices, draws ? random_bits(random_key, first + static_cast<uint32_t>(k)) : 0);
     }
   }
 
   GROK_HD auto element_of(int k, const Choices& choices) {
-    Element<typename Stored::Real, typename Stored::States> element;
+    Element<typename Stored::Real, typename Stored::Step::States> element;
     element.param = param.widened(k);
     if constexpr (Stored::kCanKeepRest)
       if (choices.keeps_rest()) element.param = element.param + kahan_comp.widened(k);
     element.grad = grad.widened(k);
-    Stored::States::each([&](auto row, int) { value_of<decltype(row)>(element) = state(row).widened(k); });
+    Stored::States::each([&](auto row, int) {
+      if constexpr (decltype(row)::kRow.of != Of::kWindow)
+        value_of<decltype(row)>(element) = state(row).widened(k);
+    });
+    if (choices.amsgrad) element.max_exp_avg_sq = largest.widened(k);
     return element;
   }
 
@@ -133,14 +201,17 @@ struct Packs : StatePacks<Stored, typename Stored::States, kWidth> {
       if (choices.keeps_rest())
         kahan_comp.round(k, cut_off<typename Stored::Param>(element.param), Rounding::kNearest, 0);
     Stored::States::each([&](auto row, int) {
-      state(row).round(k, value_of<decltype(row)>(element), choices.state_rounding, state_draw(bits));
+      const bool is_state = decltype(row)::kRow.of == Of::kStates;
+      const Rounding rounding = is_state ? choices.state_rounding : Rounding::kNearest;
+      state(row).round(k, value_of<decltype(row)>(element), rounding, state_draw(bits));
     });
+    if (choices.amsgrad) largest.round(k, element.max_exp_avg_sq, choices.state_rounding, state_draw(bits));
   }
 
   // Takes back, from the arrays, what the mask does not keep.
-  GROK_HD void leave_out(const Slice& slice, const Choices& choices, int64_t i, uint32_t kept) {
+  GROK_HD void leave_out(const Slice& slice, const Choices& choices, int i, uint32_t kept) {
     each_written(slice, choices, [&](auto& pack, const void* array) {
-      const auto before = pack.in(array, i);
+      const auto before = pack.read(array, i);
 #pragma unroll
       for (int k = 0; k < kWidth; ++k)
         pack.values[k] =
@@ -150,24 +221,49 @@ struct Packs : StatePacks<Stored, typename Stored::States, kWidth> {
 
   // Elements of which the mask keeps none. Their states are 0 since the mask was set; their parameters are
   // looked at, because any code may write those.
-  GROK_HD void clear(const Slice& slice, const Choices& choices, int64_t i) {
+  GROK_HD void clear(const Slice& slice, const Choices& choices, int i) {
     if (slice.mask_mode == MaskMode::kFreeze) return;
-    param = ParamPack::in(slice.param, i);
+    param = ParamPack::read(slice.param, i);
     auto bits = stored_bits(param.values[0]);
 #pragma unroll
     for (int k = 1; k < kWidth; ++k) bits |= stored_bits(param.values[k]);
     if (bits == 0) return;
     each_written(slice, choices, [&](auto& pack, void* array) {
       pack = {};
-      pack.in(array, i) = pack;
+      pack.write(array, i);
     });
   }
 
-  // True when every array of the slice begins where a pack may.
-  static GROK_HD bool fits(const Slice& slice, const Choices& choices) {
+  // What all but the leaving gradients of a window sum up to, taken afresh, into `grad_sum`: before anything
+  // else is read, when there are registers for it. `at`: the first element's index in the chunk.
+  GROK_HD void sum_others(const Slice& slice, const Choices& choices, const Window& window, int at) {
+    with_pack(GradWindow{}, choices, [&](const auto& pack) {
+      auto& sum = state(GradSum{});
+      sum = {};
+      for (int32_t older = 1; older < window.size; ++older) {
+        const auto plane = pack.read(slice.states[kWindowPlace], at + window.behind(older));
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) sum.values[k] = sum.values[k] + plane.values[k];
+      }
+    });
+  }
+
+  // The same, of the running sum.
+  GROK_HD void take_off() {
+    auto& sum = state(GradSum{});
+    const auto& leaving = state(GradWindow{});
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) sum.values[k] = sum.values[k] - leaving.values[k];
+  }
+
+  // True when every array of the slice begins where a pack may, and so each plane of a window.
+  static GROK_HD bool fits(const Slice& slice, const Choices& choices, const Window& window) {
     uintptr_t addresses = reinterpret_cast<uintptr_t>(slice.grad);
-    Packs{}.each_written(slice, choices,
-                         [&](auto&, void* array) { addresses |= reinterpret_cast<uintptr_t>(array); });
+    const auto look = [&](const auto& pack, const void* array) {
+      const auto bytes = static_cast<uintptr_t>(sizeof pack.values[0]);
+      addresses |= reinterpret_cast<uintptr_t>(array) | (Stored::States::kHasRing ? bytes * window.plane : 0);
+    };
+    Packs{}.each_written(slice, choices, look);
     return addresses % kAlignment == 0;
   }
 };

@@ -56,7 +56,7 @@ GROK_HD void apply_decay(Element& element, const Scalars& scalars, Decay decay) 
 struct CurrentSecondMoment {
   using States = StateRows<>;
   template <class Element>
-  static GROK_HD auto choose(Element& element) {
+  static GROK_HD auto choose(Element& element, bool) {
     return element.exp_avg_sq;
   }
 };
@@ -65,7 +65,7 @@ struct CurrentSecondMoment {
 struct LargestSecondMoment {
   using States = StateRows<MaxExpAvgSq>;
   template <class Element>
-  static GROK_HD auto choose(Element& element) {
+  static GROK_HD auto choose(Element& element, bool) {
     // Written so that a NaN in either is kept, as torch.maximum keeps it.
     const auto largest = element.max_exp_avg_sq, current = element.exp_avg_sq;
     element.max_exp_avg_sq = current <= largest || largest != largest ? largest : current;
@@ -73,13 +73,23 @@ struct LargestSecondMoment {
   }
 };
 
+// For a kernel that asks as it runs.
+struct EitherSecondMoment {
+  using States = StateRows<MaxExpAvgSq>;
+  template <class Element>
+  static GROK_HD auto choose(Element& element, bool amsgrad) {
+    return amsgrad ? LargestSecondMoment::choose(element, true) : CurrentSecondMoment::choose(element, false);
+  }
+};
+
 template <class SecondMoment, class Element, class Scalars>
-GROK_HD void adamw(Element& element, const Scalars& scalars, Decay decay) {
+GROK_HD void adamw(Element& element, const Scalars& scalars, Decay decay, bool amsgrad) {
   apply_decay(element, scalars, decay);
   element.exp_avg = element.exp_avg + scalars.beta1_weight * (element.grad - element.exp_avg);
   element.exp_avg_sq =
       scalars.beta2 * element.exp_avg_sq + scalars.beta2_weight * element.grad * element.grad;
-  const auto denom = std::sqrt(SecondMoment::choose(element)) * scalars.denom_scale + scalars.eps;
+  const auto second_moment = SecondMoment::choose(element, amsgrad);
+  const auto denom = std::sqrt(second_moment) * scalars.denom_scale + scalars.eps;
   element.param = element.param - scalars.step_size * element.exp_avg / denom;
 }
 

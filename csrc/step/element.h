@@ -9,25 +9,25 @@
 
 namespace grokfused {
 
-// What is known of a state array without its room: its name in the optimizer's state; whether it is stored in
-// the parameter's dtype, or else in the states'; and how many values it keeps of each element, in planes of
-// the parameter's size that lie one after the other. With none it keeps one for each block of neighbours, in
-// the numbers in which a step is computed.
+// Whose dtype an array has: that of the states, of the window of gradients, of the parameter, or the real
+// numbers in which a step is computed.
+enum class Of : uint8_t { kStates, kWindow, kParam, kReal };
+
+// What is known of a state array without its room: its name in the optimizer's state; how many values it
+// keeps of each element, one, or a window's, in planes of the parameter's size that lie one after the other;
+// or one for each block of neighbours; and whose dtype it has.
 struct StateRow {
   std::string_view name;
-  bool like_param = false;
   int planes = 1;
+  Of of = Of::kStates;
 };
 
-constexpr int kOnePerBlock = 0;  // in place of a number of planes
-constexpr int kBlock = 64;       // elements that share a value; the last block of a tensor may have fewer
+// In place of a number of planes.
+constexpr int kOnePerBlock = 0, kWindow = -1;
+constexpr int kBlock = 64;  // elements that share a value; the last block of a tensor may have fewer
 GROK_HD int64_t block_count(int64_t size) { return (size + kBlock - 1) / kBlock; }
 GROK_HD constexpr bool is_shared(const StateRow& row) { return row.planes == kOnePerBlock; }
-
-// How many values lie before the plane that step 1, 2, ... reads and writes.
-GROK_HD int64_t plane_begin(int planes, float step, int64_t size) {
-  return planes <= 1 ? 0 : (static_cast<int64_t>(step) - 1) % planes * size;
-}
+GROK_HD constexpr bool is_ring(const StateRow& row) { return row.planes == kWindow; }
 
 // A row is a struct with a StateRow, `kRow`, and a struct template, `Value`, of one number: the state's value
 // in an element, under the name by which its room knows it; `kField` says which member that is. One that is
@@ -38,6 +38,7 @@ template <class... Rows>
 struct StateRows {
   static constexpr int kCount = sizeof...(Rows);
   static constexpr bool kShares = (is_shared(Rows::kRow) || ...);
+  static constexpr bool kHasRing = (is_ring(Rows::kRow) || ...);
 
   // Calls use(row, place) for every row; its array is states[place] of a Slice.
   template <class Use>

@@ -9,55 +9,57 @@
 #include "scalars.h"
 #include "slice.h"
 #include "storage.h"
+#include "windows.h"
 
 namespace grokfused {
 
-template <class GradFilter, class SecondMoment>
-struct ElementStep {
-  using States = decltype(Moments{} + typename SecondMoment::States{} + typename GradFilter::States{});
-  static_assert(States::kCount + 1 <= kMaxStates, "with KahanComp they are the states of a Slice");
-
-  template <class Real>
-  static GROK_HD void run(Element<Real, States>& element, const ScalarsOf<Real>& scalars, Decay decay) {
-    element.grad = element.grad * scalars.grad_factor;
-    GradFilter::apply(element, scalars);
-    adamw<SecondMoment>(element, scalars, decay);
-  }
-};
-
-// The names that select a step.
+// What selects a step.
 struct Policies {
-  std::string_view param_dtype, state_dtype, state_rounding, param_rounding, grad_filter, decay;
+  std::string_view param_dtype, state_dtype, window_dtype;  // the last one empty without a window
+  std::string_view state_rounding, param_rounding, grad_filter, decay;
   bool amsgrad;
+  int32_t window_size;  // 0 where there is no window
 };
 
-// Of these names, what is the same for all elements of a call, so that a kernel may ask for it as it runs.
+// Of that, what is the same for all elements of a call, so that a kernel may ask for it as it runs.
 struct Choices {
-  Format param, state;
+  Format param, state, window;
   Rounding param_rounding, state_rounding;
   Decay decay;
+  bool amsgrad;
+  int32_t window_size;
 
   GROK_HD bool keeps_rest() const { return param_rounding == Rounding::kKahan; }
-  bool operator==(const Choices& other) const {
-    return param == other.param && state == other.state && param_rounding == other.param_rounding &&
-           state_rounding == other.state_rounding && decay == other.decay;
-  }
 };
 
 inline Choices choices_of(const Policies& names) {
   const Format param = param_format_named(names.param_dtype);
   const Format state = state_format_named(names.state_dtype, param);
-  return {param, state, param_rounding_named(names.param_rounding, param),
-          state_rounding_named(names.state_rounding, state), decay_named(names.decay)};
+  return {param,
+          state,
+          names.window_dtype.empty() ? state : state_format_named(names.window_dtype, param),
+          param_rounding_named(names.param_rounding, param),
+          state_rounding_named(names.state_rounding, state),
+          decay_named(names.decay),
+          names.amsgrad,
+          names.window_size};
 }
 
-template <class Use>
-void with_element_step(const Policies& names, Use&& use) {
-  with_grad_filter(names.grad_filter, [&](auto filter) {
-    with_second_moment(names.amsgrad, [&](auto second_moment) {
-      use(ElementStep<decltype(filter), decltype(second_moment)>{});
-    });
-  });
-}
+template <class GradFilter, class SecondMoment>
+struct ElementStep {
+  using Filter = GradFilter;
+  // Always there; AMSGrad's comes after them.
+  using OwnStates = decltype(Moments{} + typename GradFilter::States{});
+  using States = decltype(OwnStates{} + typename SecondMoment::States{});
+  static_assert(OwnStates::kCount + 2 <= kMaxStates, "with the optional ones they are the states of a Slice");
+
+  template <class Real>
+  static GROK_HD void run(Element<Real, States>& element, const ScalarsOf<Real>& scalars,
+                          const Choices& choices) {
+    element.grad = element.grad * scalars.grad_factor;
+    GradFilter::apply(element, scalars, choices.window);
+    adamw<SecondMoment>(element, scalars, choices.decay, choices.amsgrad);
+  }
+};
 
 }  // namespace grokfused

@@ -7,13 +7,14 @@
 #include "element.h"
 #include "fail.h"
 #include "portable.h"
+#include "storage.h"
 
 namespace grokfused {
 
 struct NoFilter {
   using States = StateRows<>;
   template <class Element, class Scalars>
-  static GROK_HD void apply(Element&, const Scalars&) {}
+  static GROK_HD void apply(Element&, const Scalars&, Format) {}
 };
 
 struct GradEma {
@@ -29,9 +30,39 @@ struct GradEma {
 struct Ema {
   using States = StateRows<GradEma>;
   template <class Element, class Scalars>
-  static GROK_HD void apply(Element& element, const Scalars& scalars) {
+  static GROK_HD void apply(Element& element, const Scalars& scalars, Format) {
     element.grad_ema = scalars.alpha * element.grad_ema + scalars.alpha_weight * element.grad;
     element.grad = element.grad + scalars.lamb * element.grad_ema;
+  }
+};
+
+struct GradWindow {
+  static constexpr StateRow kRow{"grad_window", kWindow, Of::kWindow};
+  template <class Real>
+  struct Value {
+    Real grad_window = 0;
+    static constexpr auto kField = &Value::grad_window;
+  };
+};
+
+struct GradSum {
+  static constexpr StateRow kRow{"grad_sum", 1, Of::kReal};
+  template <class Real>
+  struct Value {
+    Real grad_sum = 0;
+    static constexpr auto kField = &Value::grad_sum;
+  };
+};
+
+// s = the sum of the last gradients;  g = g + lamb / w * s  (algorithm 1, Grokfast-MA). The sum comes without
+// the gradient that leaves (windows.h).
+struct Mean {
+  using States = StateRows<GradWindow, GradSum>;
+  template <class Element, class Scalars>
+  static GROK_HD void apply(Element& element, const Scalars& scalars, Format window) {
+    element.grad_window = as_stored(element.grad, window);
+    element.grad_sum = element.grad_sum + element.grad_window;
+    element.grad = scalars.lamb != 0 ? element.grad + scalars.lamb * element.grad_sum : element.grad;
   }
 };
 
@@ -39,7 +70,8 @@ template <class Use>
 void with_grad_filter(std::string_view name, Use&& use) {
   if (name == "none") return use(NoFilter{});
   if (name == "ema") return use(Ema{});
-  fail("grad_filter must be none or ema, got ", name);
+  if (name == "mean") return use(Mean{});
+  fail("grad_filter must be none, ema or mean, got ", name);
 }
 
 }  // namespace grokfused

@@ -18,7 +18,7 @@ struct ScalarsOf {
   Real grad_factor;   // multiplies the stored gradient: -1 to maximize
   Real alpha;         // multiplies grad_ema; 0 in the step that starts it from the gradient
   Real alpha_weight;  // multiplies the gradient on its way into grad_ema
-  Real lamb;          // multiplies grad_ema on its way into the gradient
+  Real lamb;          // multiplies the filter's memory on its way into the gradient
   Real weight_decay;  // multiplies the parameter on its way into the gradient (coupled decay)
   Real param_scale;   // multiplies the parameter (decoupled decay)
   Real beta1_weight;  // multiplies the gradient's distance from exp_avg
@@ -32,21 +32,38 @@ struct ScalarsOf {
 using Scalars = ScalarsOf<float>;
 constexpr int64_t kScalarCount = sizeof(Scalars) / sizeof(float);
 
-// A group's. alpha: 0 in the step in which the slow gradient starts as the gradient itself; grad_factor: -1
-// to maximize, else 1.
+// A group's. grad_factor: -1 to maximize, else 1.
 struct Hyperparameters {
   double lr, beta1, beta2, eps, weight_decay, alpha, lamb, grad_factor;
 };
 
-// The numbers of step 1, 2, ... The truth is derive() in grokfused/step/scalars.py, for all values that a
-// group may hold; here betas and alpha are in [0, 1).
-GROK_HD ScalarsOf<double> derive(const Hyperparameters& of, double step) {
+// When a filter amplifies, and by which part of lamb: the truth is grokfused/step/grad_filter.py.
+struct Gate {
+  double window;        // how many gradients it remembers, each of weight 1; 1 where that is no sum
+  double full_only;     // not 0: it amplifies only once it has seen so many
+  double summed;        // not 0: lamb multiplies the sum; else the mean
+  double after, until;  // it amplifies in the steps beyond the one, up to the other
+
+  // What lamb is divided by in a step, of which the memory has seen those from `first` on.
+  GROK_HD double divisor(double step, double first) const {
+    const double seen = step - first + 1.0;
+    const bool amplifies = after < step && step <= until && (full_only == 0 || seen >= window);
+    const double length = summed != 0 ? 1.0 : seen < window ? seen : window;
+    return amplifies ? length : HUGE_VAL;
+  }
+};
+
+// The numbers of step 1, 2, ...; in `first` the slow gradient starts as the gradient itself. The truth is
+// derive() in grokfused/step/scalars.py, for all values that a group may hold; here betas and alpha are in
+// [0, 1).
+GROK_HD ScalarsOf<double> derive(const Hyperparameters& of, const Gate& gate, double step, double first) {
+  const double alpha = step == first ? 0.0 : of.alpha;
   ScalarsOf<double> scalars;
   scalars.step = step;
   scalars.grad_factor = of.grad_factor;
-  scalars.alpha = of.alpha;
-  scalars.alpha_weight = 1.0 - of.alpha;
-  scalars.lamb = of.lamb;
+  scalars.alpha = alpha;
+  scalars.alpha_weight = 1.0 - alpha;
+  scalars.lamb = of.lamb / gate.divisor(step, first);
   scalars.weight_decay = of.weight_decay;
   scalars.param_scale = 1.0 - of.lr * of.weight_decay;
   scalars.beta1_weight = 1.0 - of.beta1;

@@ -68,7 +68,7 @@ GROK_HD typename Format::Stored rounded(typename Format::Real value, Rounding ro
 // Of parameters under Kahan's rounding. No field of an element: it is added to the parameter as that is read,
 // and made of it again as that is written.
 struct KahanComp {
-  static constexpr StateRow kRow{"kahan_comp", /*like_param=*/true};
+  static constexpr StateRow kRow{"kahan_comp", 1, Of::kParam};
 };
 
 // 0 where the rounded value is infinite or NaN: the next step shall find it so, and not inf - inf.
@@ -77,6 +77,13 @@ GROK_HD float cut_off(float value) {
   const float rest = value - Format::widen(Format::round(value));
   return (bits_of(rest) & ~kSignBit) < kFloat32Infinity ? rest : 0.0f;
 }
+
+// A value as it comes back from an array that may have 16 bits.
+GROK_HD float as_stored(float value, Format format) {
+  const bool is_narrow = format == Format::kBFloat16;
+  return is_narrow ? BFloat16::widen(BFloat16::round(value)) : value;
+}
+GROK_HD double as_stored(double value, Format) { return value; }
 
 GROK_HD uint64_t stored_bits(double stored) { return bits_of(stored); }
 GROK_HD uint32_t stored_bits(float stored) { return bits_of(stored); }
@@ -92,6 +99,7 @@ GROK_HD Stored masked_stored(Where where, Stored stepped, Stored before) {
   return stored;
 }
 
+// Of states, or of a window of gradients.
 inline Format state_format_named(std::string_view dtype, Format param) {
   if (param == Format::kFloat64) {
     if (dtype == "float64") return Format::kFloat64;

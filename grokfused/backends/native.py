@@ -83,7 +83,7 @@ def new_table(keys: Callable[[Tensor], int]) -> Any:
     sample, number = torch.empty(0, device="cpu"), torch.empty(0, dtype=torch.complex64, device="cpu")
     samples = [sample, torch._neg_view(sample), torch.nn.Parameter(sample)]
     known = [keys(sample), keys(samples[1]), keys(number.conj()) & ~keys(number)]
-    rows = [(array.name, array.like_param, array.planes) for array in ARRAYS]
+    rows = [(array.name, array.planes, array.of, array.stays) for array in ARRAYS]
     return _C.Table(_exchange, rows, choose_for, dtensor_class, samples, known)
 
 

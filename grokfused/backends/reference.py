@@ -14,7 +14,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from grokfused.backends import blocks
+from grokfused.backends import blocks, windows
 from grokfused.backends.rounding import cut_off, random_bits, random_key, round_to
 
 LANES = 32  # elements to a word of a mask
@@ -70,7 +70,26 @@ def no_filter(values: dict[str, Tensor], scalars: Scalars) -> dict[str, Tensor]:
     return {}
 
 
-GRAD_FILTERS = {"ema": ema, "none": no_filter}
+def mean(values: dict[str, Tensor], scalars: Scalars) -> dict[str, Tensor]:
+    """Amplifies the mean of the last gradients (Lee et al. 2024, arXiv:2405.20233, algorithm 1).
+
+    Args:
+        values: float32 [n] each: ``grad``, in true units, and ``grad_sum``, that of the gradients before it
+            in the window (``windows.sum_of_others``); and ``grad_window``, of the dtype of the window.
+        scalars: The step's ``Scalars``, as Python floats that float32 holds exactly. ``lamb`` is that of the
+            group over the length of the window; where it is 0 the gradient stays as it is, bit for bit.
+
+    Returns:
+        The amplified gradient, what enters the window, and the new sum, under the same names.
+    """
+    grad = values["grad"]
+    grad_window = round_to(grad, values["grad_window"].dtype, None).to(grad.dtype)
+    grad_sum = values["grad_sum"] + grad_window
+    amplified = grad + scalars.lamb * grad_sum if scalars.lamb else grad
+    return {"grad": amplified, "grad_window": grad_window, "grad_sum": grad_sum}
+
+
+GRAD_FILTERS = {"ema": ema, "mean": mean, "none": no_filter}
 # Array of one value per block -> what that is to the others. No filter has one so far.
 SHARED: dict[str, blocks.Shared] = {}
 
@@ -164,8 +183,21 @@ def view_of(name: str, array: Tensor, param: Tensor, step: float) -> Tensor:
     """Returns the part of an array that a step reads and writes, in memory order: of planes, one."""
     if name in SHARED:
         return array
-    plane = array if array.dim() == param.dim() else array[(int(step) - 1) % len(array)]
+    plane = array if array.dim() == param.dim() else array[place_in(array, step)]
     return in_memory_order(plane, param)
+
+
+def place_in(ring: Tensor, step: float) -> int:
+    """Returns which plane of a ring step 1, 2, ... writes."""
+    return (int(step) - 1) % len(ring)
+
+
+def in_a_window(values: dict[str, Tensor], ring: Tensor, param: Tensor, step: float) -> dict[str, Tensor]:
+    """Returns the values as ``mean`` takes them; ``ring`` is the window with all its planes."""
+    planes = [in_memory_order(plane, param).reshape(-1).cpu() for plane in ring]
+    place = place_in(ring, step)
+    sums = windows.sum_of_others(values["grad_sum"], planes, place)
+    return {**values, "grad_window": planes[place], "grad_sum": sums}
 
 
 @torch.no_grad()
@@ -197,7 +229,8 @@ def adamw_step_(
             without a mask.
         states: Name -> a tensor per parameter, of its shape or of planes of that (``view_of``):
             ``exp_avg`` and ``exp_avg_sq``, float32 or bfloat16, or float64 beside parameters of that; for
-            AMSGrad ``max_exp_avg_sq`` and for the filter "ema" ``grad_ema``, the same; with
+            AMSGrad ``max_exp_avg_sq`` and for the filter "ema" ``grad_ema``, the same; for "mean"
+            ``grad_window``, float32 or bfloat16, and ``grad_sum``, both float64 beside float64; with
             ``param_rounding`` "kahan", beside parameters of 16 bits, ``kahan_comp``, like those.
         scalars: ``real_dtype`` [rows, fields of ``Scalars``].
         rows: The row of ``scalars`` for each tensor.
@@ -219,7 +252,7 @@ def adamw_step_(
     if found_inf is not None and found_inf.item() != 0:
         return
     stochastic = dict.fromkeys(states, state_rounding == "stochastic")
-    stochastic |= {"param": param_rounding == "stochastic", "kahan_comp": False}
+    stochastic |= {"param": param_rounding == "stochastic", "kahan_comp": False, "grad_window": False}
     real, shared = real_dtype(params[0].dtype), {name: row for name, row in SHARED.items() if name in states}
     for t, row in enumerate(rows):
         numbers, count = unscaled(Scalars(*scalars[row].tolist()), grad_scale), params[t].numel()
@@ -229,6 +262,8 @@ def adamw_step_(
         values = {name: view.reshape(-1).to("cpu", real) for name, view in views.items()}
         values |= {name: blocks.spread(values[name], count) for name in shared}
         values = blocks.decoded(values, shared)
+        if "grad_window" in states:
+            values = in_a_window(values, arrays["grad_window"], params[t], numbers.step)
         if "kahan_comp" in states:
             values["param"] = values["param"] + values["kahan_comp"]
         new = step(values, numbers, grad_filter, decay)

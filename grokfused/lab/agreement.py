@@ -54,6 +54,11 @@ class Case(NamedTuple):
     grad_scale: float | None  # of a loss that was scaled; one of the steps then overflows
     capturable: bool
 
+    @property
+    def window_dtype(self) -> torch.dtype:
+        """Of the gradients in a window; each decay goes with one of them."""
+        return torch.bfloat16 if self.decay == "coupled" else torch.float32
+
     def __str__(self) -> str:
         words = [
             str(self.param_dtype),
@@ -173,6 +178,10 @@ def run(backend: str, case: Case, device: str = "cpu", steps: int = 5) -> dict[s
         grad_filter=case.grad_filter,
         alpha=0.93,
         lamb=1.7,
+        window_size=3,
+        window_dtype=case.window_dtype,
+        filter_type="sum" if case.amsgrad else "mean",
+        filter_warmup=not case.maximize,
         maximize=case.maximize,
         capturable=case.capturable,
         state_dtype=case.state_dtype,

@@ -14,6 +14,7 @@ from torch._compile import _disable_dynamo
 
 from grokfused.optim import op
 from grokfused.optim.dynamo import guard_identity, keeps_back
+from grokfused.state.memory import refuse_what_does_not_fit
 from grokfused.state.prepare import prepare_state
 from grokfused.state.sharding import is_sharded
 from grokfused.step.options import check_options, refuse_incomplete
@@ -81,10 +82,12 @@ def _create_states(name: str, stepped: tuple[int, ...]) -> None:
     """Creates states as Dynamo traces, so that traced code finds those it would find after a step."""
     optimizer = op.optimizers[name]
     members = [(param, group) for group in optimizer.param_groups for param in group["params"]]
-    for param, group in (members[index] for index in stepped):
-        if "step" not in optimizer.state[param]:
-            check_options(group)
-            prepare_state(param, optimizer.state[param], group)
+    new = [members[index] for index in stepped if "step" not in optimizer.state[members[index][0]]]
+    for _, group in new:
+        check_options(group)
+    refuse_what_does_not_fit((param, optimizer.state[param], group) for param, group in new)
+    for param, group in new:
+        prepare_state(param, optimizer.state[param], group)
 
 
 # What torch.compiler.assume_constant_result does, which would import Dynamo now.

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from grokfused.state.arrays import of_elements, there
+from grokfused.state.memory import refuse_what_does_not_fit
 from grokfused.state.prepare import check_state, prepare_state
 from grokfused.state.saved_form import MASK, kept_of
 from grokfused.state.storage import check_has_values, check_param
@@ -42,6 +43,7 @@ class Masking:
             TypeError, ValueError: A mask does not fit, its parameter is not the optimizer's, there is no such
                 mode, or an option is out of its range; the message names it. Nothing was changed.
             RuntimeError: A state does not fit its parameter, or has lost a moment. Nothing was changed.
+            MemoryError: Windows, which are made with the mask, would not fit. Nothing was changed.
         """
         check_mode(mode)
         if not isinstance(masks, Mapping):
@@ -59,8 +61,10 @@ class Masking:
             if param in found:
                 raise ValueError(f"{name} is given two masks, by its name and by itself: give one")
             others = {key: value for key, value in self.state.get(param, {}).items() if key != "mask"}
-            check_state(param, others, name)
+            check_state(param, others, groups[param], name)
             found[param] = mask
+        without = [param for param in found if not there(self.state.get(param, {}))]
+        refuse_what_does_not_fit((param, {}, groups[param]) for param in without)
         for param, mask in found.items():
             state = self.state[param]
             state["mask"] = pack(mask, param, mode)

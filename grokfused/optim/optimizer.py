@@ -27,6 +27,18 @@ from grokfused.step.members import Members, with_grads
 from grokfused.step.options import check_flag, check_options, plain, refuse_unknown
 from grokfused.step.wrappers import collision
 
+# What an optimizer may lack that was pickled by an older version.
+SINCE_THEN: dict[str, Any] = {
+    "max_grad_norm": None,
+    "param_rounding": "nearest",
+    "window_size": 100,
+    "filter_type": "mean",
+    "filter_warmup": True,
+    "window_dtype": "float32",
+    "filter_start_step": 0,
+    "filter_stop_step": None,
+}
+
 
 class GrokAdam(Masking, Optimizer):
     """Adam on gradients whose slow part is amplified (Grokfast), in one pass over memory.
@@ -36,6 +48,7 @@ class GrokAdam(Masking, Optimizer):
         g = g / grad_scale                         under a loss scale; negated if maximize
         g = g * min(1, max_grad_norm / (|g| + 1e-6))   if max_grad_norm; |g|: the norm of all gradients
         h = alpha * h + (1 - alpha) * g            slow gradient   (Lee et al. 2024, arXiv:2405.20233)
+        h = mean of the last window_size g         instead, with grad_filter="mean"
         g = g + lamb * h
         g = g + weight_decay * p                   GrokAdam   (as torch.optim.Adam)
         p = p * (1 - lr * weight_decay)            GrokAdamW  (as torch.optim.AdamW, arXiv:1711.05101)
@@ -62,7 +75,9 @@ class GrokAdam(Masking, Optimizer):
         eps: Added to the root of the second moment, gradient units. >= 0. (default: 1e-8)
         weight_decay: >= 0. (default: 0 for GrokAdam, 1e-2 for GrokAdamW)
         amsgrad: Divide by the largest second moment so far (arXiv:1904.09237). (default: False)
-        grad_filter: "ema", or "none" for plain Adam without the filter's memory. (default: "ema")
+        grad_filter: "ema"; "mean", the paper's Grokfast-MA; or "none" for plain Adam without the filter's
+            memory. Changed between two steps, "ema" goes on from the slow gradient it had; a window is of
+            the last steps, so "mean" begins another one. (default: "ema")
         alpha: Memory of the slow gradient; 1 / (1 - alpha) is its time constant in steps. In [0, 1).
             (default: 0.98)
         lamb: How much of the slow gradient is added. Any finite number. The defaults of alpha and lamb are
@@ -70,6 +85,21 @@ class GrokAdam(Masking, Optimizer):
             (default: 2.0)
         grad_ema_init: "first": the slow gradient starts as the first gradient, as in the authors'
             code; "zero": it starts as 0. (default: "first")
+        window_size: For "mean": how many gradients the window holds, the present one included; in
+            [2, 2^24]. A step takes the same time whatever it is: it keeps their running sum, and every
+            element's sum is taken afresh from the window once in window_size steps. With A, the largest sum
+            of an element's magnitudes in a window of the last 2 * window_size steps, its mean is then wrong
+            by at most 3 * 2^-24 * A. A gradient that is infinite or NaN makes the sum so while it is in
+            the window, and up to window_size - 1 steps longer. (default: 100)
+        filter_type: For "mean": "mean", or "sum" to have lamb multiply the sum. (default: "mean")
+        filter_warmup: For "mean": True amplifies nothing until the window is full; False takes the mean
+            of the gradients there are, from the first one on. (default: True)
+        window_dtype: torch.float32 or torch.bfloat16 (rounded to nearest), in which windows are made, but
+            those of float64 and complex parameters; the sum is float32 whatever it is.
+            (default: torch.float32)
+        filter_start_step: The filter amplifies in steps t > filter_start_step (the paper's two stages);
+            before that it only remembers. (default: 0)
+        filter_stop_step: And in steps t <= filter_stop_step; None: for ever. (default: None)
         max_grad_norm: Limits the Euclidean norm of all gradients of the optimizer together, in true units,
             before the filter sees them: ``torch.nn.utils.clip_grad_norm_`` without its pass over the
             gradients, and equal to it to rounding (the norm is torch's: its last bit may depend on the number
@@ -109,9 +139,10 @@ class GrokAdam(Masking, Optimizer):
     Under ``torch.amp.GradScaler`` the gradients are unscaled in the same pass, and an overflow changes
     nothing, the step count included; the host does not wait to learn of it.
 
-    State per parameter: ``step`` [] float32; ``exp_avg``, ``exp_avg_sq``, ``grad_ema`` (with the filter) and
+    State per parameter: ``step`` [] float32; ``exp_avg``, ``exp_avg_sq``, ``grad_ema`` (with "ema") and
     ``max_exp_avg_sq`` (with amsgrad), each of the parameter's shape and in its memory order, and so
-    ``kahan_comp`` (with param_rounding="kahan"), of its dtype; ``mask`` (where one is set, ``set_masks``), a
+    ``kahan_comp`` (with param_rounding="kahan"), of its dtype, and ``grad_sum`` (with "mean"), float32;
+    ``grad_window`` (with "mean"), window_size times that shape; ``mask`` (where one is set, ``set_masks``), a
     bit per element.
 
     Raises:
@@ -119,6 +150,7 @@ class GrokAdam(Masking, Optimizer):
             be stepped; the message names it, its value and the range. Nothing was changed.
         BackendUnavailable: ``backend`` was asked for by name and cannot run here (at the first step).
         RuntimeError: At a step: a gradient is sparse or does not fit its parameter. Nothing was changed.
+        MemoryError: At a step: windows would not fit into the memory that is free. Nothing was allocated.
     """
 
     decay = "coupled"
@@ -145,6 +177,12 @@ class GrokAdam(Masking, Optimizer):
         alpha: float = 0.98,
         lamb: float = 2.0,
         grad_ema_init: str = "first",
+        window_size: int = 100,
+        filter_type: str = "mean",
+        filter_warmup: bool = True,
+        window_dtype: torch.dtype | str = torch.float32,
+        filter_start_step: int = 0,
+        filter_stop_step: int | None = None,
         max_grad_norm: float | None = None,
         maximize: bool = False,
         capturable: bool = False,
@@ -252,8 +290,8 @@ class GrokAdam(Masking, Optimizer):
         """Returns the state as torch.optim does, in tensors only.
 
         A mask is a uint8 tensor of its parameter's shape: 1 where an element takes the step; where it is left
-        out, 2 in mode "zero", 3 in mode "freeze". ``grad_ema`` is left out where it was turned on late and an
-        overflow has cancelled its first step: it is made anew.
+        out, 2 in mode "zero", 3 in mode "freeze". A filter's memory is left out where it was turned on late
+        and an overflow has cancelled its first step: it is made anew.
         """
         return saved(self)
 
@@ -295,8 +333,8 @@ class GrokAdam(Masking, Optimizer):
         if "_name" not in self.__dict__:  # unpickled or copied
             self._name = op.new_name(self)
         op.groups_exchanged(self)
-        self.defaults.setdefault("max_grad_norm", None)  # pickled before there was clipping
-        self.defaults.setdefault("param_rounding", "nearest")  # or a choice
+        for name, default in SINCE_THEN.items():
+            self.defaults.setdefault(name, default)
         self.__dict__.setdefault("_step_supports_amp_scaling", True)
         for group in self.param_groups:
             for name, default in self.defaults.items():

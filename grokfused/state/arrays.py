@@ -15,7 +15,8 @@ from torch import Tensor
 from grokfused.backends.blocks import count_of
 from grokfused.backends.reference import real_dtype
 from grokfused.state.sharding import ONE_PER_BLOCK, local, planed
-from grokfused.step.grad_filter import FILTERS
+from grokfused.state.storage import state_dtype_for
+from grokfused.step.grad_filter import FILTERS, WINDOW
 
 ROUNDED_DTYPES = (torch.bfloat16, torch.float16)  # of parameters that a step rounds
 
@@ -26,46 +27,62 @@ class Array(NamedTuple):
     Attributes:
         name: Its key in ``optimizer.state[param]``.
         option: The option of the group that brings it, with its value; None: every step has it.
-        like_param: Of the parameter's dtype, and there only beside one that is rounded: it says something of
-            one rounding, and is dropped where that is another. Else it is of the states' dtype, and stays.
-        planes: How many values it keeps of each element: step t reads and writes plane (t - 1) % planes. With
-            more than one, its shape has this number before the parameter's. 0 (``ONE_PER_BLOCK``): one value
-            for each block of neighbours in memory order (``backends.blocks``), [blocks] in the numbers in
-            which a step is computed, and of a DTensor those of this process's shard.
+        planes: How many values it keeps of each element: 1. ``WINDOW``: so many as the option `window_size`
+            says, [window_size, *the parameter's shape]; step t writes plane (t - 1) % window_size. 0
+            (``ONE_PER_BLOCK``): one value for each block of neighbours in memory order
+            (``backends.blocks``), [blocks], and of a DTensor those of this process's shard.
+        of: Whose dtype it has: that of the "states", of the "window" (each as its option says), of the
+            "param", or the "real" numbers in which a step is computed. One of the parameter's is there only
+            beside a parameter that is rounded.
+        stays: Whether it stays where a step does without it. Else what it holds would be wrong afterwards:
+            it is dropped.
     """
 
     name: str
     option: tuple[str, object] | None = None
-    like_param: bool = False
     planes: int = 1
+    of: str = "states"
+    stays: bool = True
 
     def is_used(self, options: Mapping[str, Any]) -> bool:
         """True where a group's options bring it (beside a rounded parameter, if ``like_param``)."""
         return self.option is None or options[self.option[0]] == self.option[1]
 
-    def shape(self, param: Tensor) -> torch.Size:
-        """Returns its shape beside a parameter."""
+    @property
+    def like_param(self) -> bool:
+        """Whether it is of the parameter's dtype."""
+        return self.of == "param"
+
+    def planes_of(self, options: Mapping[str, Any]) -> int:
+        """Returns its number of planes in a group, or ``ONE_PER_BLOCK``."""
+        return int(options["window_size"]) if self.planes == WINDOW else self.planes
+
+    def shape(self, param: Tensor, options: Mapping[str, Any]) -> torch.Size:
+        """Returns its shape beside a parameter of a group."""
         if self.planes == ONE_PER_BLOCK:
             return torch.Size([count_of(local(param).numel() * (2 if param.is_complex() else 1))])
-        return torch.Size(planed(param.shape, self.planes))
+        return torch.Size(planed(param.shape, self.planes_of(options)))
 
-    def dtype(self, param: Tensor, states: torch.dtype) -> torch.dtype:
-        """Returns its dtype beside a parameter whose states have the dtype ``states``."""
-        if self.planes == ONE_PER_BLOCK:
-            return real_dtype(param.dtype)
+    def dtype(self, param: Tensor, options: Mapping[str, Any], states: torch.dtype) -> torch.dtype:
+        """Returns its dtype beside a parameter of a group, whose states have the dtype ``states``."""
+        if self.of == "window":
+            return state_dtype_for(param, options["window_dtype"], "window_dtype")
+        if self.of == "real":
+            pair = param.is_complex() and self.planes != ONE_PER_BLOCK
+            return param.dtype if pair else real_dtype(param.dtype)
         return param.dtype if self.like_param else states
 
 
 ARRAYS = (
     Array("exp_avg"),
     Array("exp_avg_sq"),
-    Array("max_exp_avg_sq", ("amsgrad", True)),
     *(
-        Array(name, ("grad_filter", key), planes=planes)
+        Array(name, ("grad_filter", key), *memory)
         for key, kind in FILTERS.items()
-        for name, planes in kind.states.items()
+        for name, memory in kind.states.items()
     ),
-    Array("kahan_comp", ("param_rounding", "kahan"), like_param=True),
+    Array("max_exp_avg_sq", ("amsgrad", True)),
+    Array("kahan_comp", ("param_rounding", "kahan"), of="param", stays=False),
 )
 NAMES = tuple(array.name for array in ARRAYS)
 # Of every state that is there at all.

@@ -12,7 +12,15 @@ from torch import Tensor
 from grokfused.state.arrays import MOMENTS, NAMES, ROUNDED_DTYPES, Array, of_elements, there
 from grokfused.state.for_torch import ADAM_OPTIONS
 from grokfused.state.prepare import wrong_step
-from grokfused.state.saved_form import MASK, MASKS, check_mask_of, masks_of, take_mask, there_in
+from grokfused.state.saved_form import (
+    MASK,
+    MASKS,
+    WINDOW_START,
+    check_mask_of,
+    masks_of,
+    take_mask,
+    there_in,
+)
 from grokfused.state.sharding import unlike
 from grokfused.state.storage import (
     OWN_STATES,
@@ -23,7 +31,7 @@ from grokfused.state.storage import (
     widens,
 )
 from grokfused.step.clipping import max_norm_of
-from grokfused.step.grad_filter import START, is_pending
+from grokfused.step.grad_filter import STARTS, WINDOW, is_pending
 from grokfused.step.mask import NO_PLACE, zero_left_out
 from grokfused.step.options import check_options
 
@@ -116,8 +124,8 @@ def _check_masks(saved_group: Mapping[str, Any], states: Mapping[Any, Mapping[st
 
 def saved_states(
     groups: list[dict[str, Any]], state_dict: Mapping[str, Any], defaults: Mapping[str, Any]
-) -> list[tuple[Tensor, torch.dtype, Mapping[str, Any]]]:
-    """Pairs each parameter with its saved state and the dtype its states shall have.
+) -> list[tuple[Tensor, Mapping[str, Any], Mapping[str, Any]]]:
+    """Returns (parameter, options that its group will have, its saved state), of those that have one.
 
     Args:
         groups: The optimizer's parameter groups.
@@ -142,21 +150,33 @@ def saved_states(
     _check_numbers(groups, saved_groups)
     _check_keys(saved_groups, states)
     states = {key: there_in(state) if isinstance(state, dict) else state for key, state in states.items()}
-    found = []
+    found: list[tuple[Tensor, Mapping[str, Any], Mapping[str, Any]]] = []
     every_option = [{**defaults, **saved_group} for saved_group in saved_groups]
     for number, (group, saved_group) in enumerate(zip(groups, saved_groups, strict=True)):
         _check_group(saved_group, every_option[number], f"param_groups[{number}]")
         for key, param in dict(zip(saved_group["params"], group["params"], strict=True)).items():
             if state := states.get(key):
-                dtype = state_dtype_for(param, every_option[number]["state_dtype"])
-                _check_state(param, state, dtype, f"state[{key!r}]")
-                found.append((param, dtype, state))
+                _check_window(group, every_option[number], state, f"state[{key!r}]")
+                _check_state(param, state, every_option[number], f"state[{key!r}]")
+                found.append((param, every_option[number], state))
         _check_masks(saved_group, states, f"param_groups[{number}]")
     max_norm_of(every_option)
     return found
 
 
-def _check_state(param: Tensor, state: Mapping[str, Any], dtype: torch.dtype, name: str) -> None:
+def _check_window(
+    group: Mapping[str, Any], options: Mapping[str, Any], state: Mapping[str, Any], name: str
+) -> None:
+    """Raises ValueError where a window would come into an optimizer that was made for another one."""
+    wanted, got = group["window_size"], options["window_size"]
+    if "grad_window" in state and group["grad_filter"] == options["grad_filter"] == "mean" and wanted != got:
+        raise ValueError(
+            f"{name} has a window of {got} gradients, and this optimizer was made with window_size={wanted}: "
+            f"make it with window_size={got}, or leave grad_window and grad_sum out of the state dict"
+        )
+
+
+def _check_state(param: Tensor, state: Mapping[str, Any], options: Mapping[str, Any], name: str) -> None:
     for key, value in state.items():
         if isinstance(value, Tensor) and value.is_meta and not param.is_meta:
             raise ValueError(f"{name}[{key!r}] is on the meta device and has no values: load them first")
@@ -169,25 +189,27 @@ def _check_state(param: Tensor, state: Mapping[str, Any], dtype: torch.dtype, na
     if missing:
         why = NO_PLACE if "mask" in state else "it is not the state of an Adam or AdamW"
         raise ValueError(f"{name} lacks {sorted(missing)}: {why}")
-    for key in ("step", START):
+    for key in ("step", *STARTS):
         if wrong := wrong_step(state.get(key, 0)):
             raise ValueError(f"{name}[{key!r}] {wrong}")
     for array in there(state):
-        _check_array(param, state[array.name], array, dtype, f"{name}[{array.name!r}]")
+        _check_array(param, state[array.name], array, options, f"{name}[{array.name!r}]")
 
 
-def _check_array(param: Tensor, value: object, array: Array, dtype: torch.dtype, name: str) -> None:
+def _check_array(param: Tensor, value: object, array: Array, options: Mapping[str, Any], name: str) -> None:
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a tensor of its parameter's shape, got {type(value).__name__}")
     if value.layout is not torch.strided or value.is_nested:
         kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
         raise ValueError(f"{name} must be a dense tensor, got {kind}: make it dense")
-    if value.shape != array.shape(param):
+    if value.shape != (wanted := array.shape(param, options)):
+        about = f" in a window of {options['window_size']}" if array.planes == WINDOW else ""
         raise ValueError(
-            f"{name} has shape {list(value.shape)}, its parameter {list(param.shape)}: "
-            "the state dict belongs to another model"
+            f"{name} has shape {list(value.shape)}, its parameter {list(param.shape)}{about} would have "
+            f"{list(wanted)}: the state dict belongs to another model"
         )
-    difference = unlike(param, value, planes=array.planes)
+    dtype = array.dtype(param, options, state_dtype_for(param, options["state_dtype"]))
+    difference = unlike(param, value, planes=array.planes_of(options))
     if difference:
         raise ValueError(f"{name} {difference}: {TO_RESHARD}")
     if array.like_param:  # Kahan's rest: of a rounded parameter, which may be of another dtype by now
@@ -206,25 +228,27 @@ def _check_array(param: Tensor, value: object, array: Array, dtype: torch.dtype,
 
 
 @torch.no_grad()
-def owned_state(param: Tensor, dtype: torch.dtype, saved: Mapping[str, Any]) -> dict[str, Any]:
+def owned_state(param: Tensor, options: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a state like the parameter's, ours with memory of its own: torch's loader would cast and share.
 
     What others have put there comes along, its tensors on the device of the parameter.
     """
-    own = {"step", START, *MASK, *NAMES}
+    own = {"step", *STARTS, *MASK, *NAMES}
+    dtype = state_dtype_for(param, options["state_dtype"])
     state = {key: value if key in own else _moved(value, param.device) for key, value in saved.items()}
     for array in there(saved):
         if array.like_param and saved[array.name].dtype != param.dtype:
             del state[array.name]  # as in a step: what one rounding cut off says nothing of another's values
         else:
-            kind = array.dtype(param, dtype)
-            state[array.name] = state_like(param, kind, saved[array.name], array.planes)
+            kind = array.dtype(param, options, dtype)
+            state[array.name] = state_like(param, kind, saved[array.name], array.planes_of(options))
     kept = take_mask(state, param)
     if kept is not None:
         zero_left_out(kept, of_elements(state))
-    if START in state:  # of an older version
-        start = float(state.pop(START))
-        state |= {START: start} if is_pending({**state, START: start}) else {}
+    for key in STARTS:
+        if key in state:  # but that of a window, of an older version
+            start = float(state.pop(key))
+            state |= {key: start} if key == WINDOW_START or is_pending({**state, key: start}, key) else {}
     state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu")
     return state
 

@@ -45,7 +45,7 @@ def for_torch(optimizer: Any) -> dict[str, Any]:
                     "note masks() and call remove_mask first"
                 )
             if state:
-                check_state(param, state, names[param])
+                check_state(param, state, group, names[param])
                 state_dict["state"][numbers[param]] = _state_for_torch(param, state, group["amsgrad"])
     return state_dict
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from grokfused import backends
-from grokfused.state.arrays import ARRAYS, MOMENTS, ROUNDED_DTYPES, of_elements, there, used
+from grokfused.state.arrays import ARRAYS, MOMENTS, ROUNDED_DTYPES, Array, of_elements, there, used
 from grokfused.state.blocks import as_stored, take_numbers
 from grokfused.state.saved_form import check_mask_of, take_mask
 from grokfused.state.sharding import ONE_PER_BLOCK, is_spread_at_sight, local, sharded_like, unlike
@@ -31,7 +31,7 @@ from grokfused.state.storage import (
     state_like,
     widens,
 )
-from grokfused.step.grad_filter import FILTERS, note_start
+from grokfused.step.grad_filter import WINDOW, note_start, start_key
 from grokfused.step.mask import check_packed, cleared, fitting
 from grokfused.step.options import check_choices
 
@@ -42,6 +42,10 @@ FUSED_META = (
     "`fused=True` requires all the params to be floating point Tensors of supported devices, but it is on "
     "the meta device and has no values; materialize it first"
 )
+OTHER_WINDOW = (
+    ": a window keeps the size that it was made with. To start another one, take a step with another "
+    "grad_filter, or delete grad_window and grad_sum from the states"
+)
 COUNTERS = (torch.float32, torch.float64, torch.int64, torch.int32)
 
 
@@ -51,12 +55,12 @@ def kind_of(param: Tensor) -> backends.Kind:
     return backends.Kind(param.device.type, param.dtype, is_dense(shard) and not is_unresolved(shard))
 
 
-def check_place(param: Tensor, grad: Tensor, state: State, group: Group, name: object) -> None:
+def check_place(param: Tensor, grad: Tensor, state: Mapping[str, Any], group: Group, name: object) -> None:
     """Raises an error that names the parameter where it, its gradient or its state cannot be stepped."""
     check_initialized(param, name)
     check_param(param, name)
     check_memory(param, name)
-    check_state(param, state, name)
+    check_state(param, state, group, name)
     backends.choose(group["backend"], kind_of(param))
     check_grad(param, grad, name)
     if not grad._is_zerotensor():  # torch's promise of zeros, without memory of its own
@@ -69,7 +73,7 @@ def check_imagined(param: Tensor, grad: Tensor, state: State, group: Group, name
         raise RuntimeError(f"{name}: {FUSED_META}")
     check_choices(group)
     check_param(param, name)
-    check_state(param, state, name)
+    check_state(param, state, group, name)
     check_grad(param, grad, name)
 
 
@@ -91,9 +95,9 @@ def is_count(step: float) -> bool:
     return 0 <= step <= 2**24 and step % 1 == 0
 
 
-def check_state(param: Tensor, state: Mapping[str, Any], name: object) -> None:
+def check_state(param: Tensor, state: Mapping[str, Any], group: Group, name: object) -> None:
     """Raises RuntimeError where a state that is there does not fit its parameter, or is there in part."""
-    arrays = there(state)
+    arrays = [array for array in there(state) if array.stays or array.is_used(group)]
     for key in ("step", *MOMENTS) if arrays else ():
         if key not in state:
             raise RuntimeError(f"the state of {name} has lost {key!r}: restore it, or clear the state")
@@ -109,16 +113,20 @@ def check_state(param: Tensor, state: Mapping[str, Any], name: object) -> None:
         which = f"the state {array.name!r} of {name}"
         if not isinstance(value, Tensor):
             raise RuntimeError(f"{which} must be a tensor, got {type(value).__name__}")
-        wanted = {"shape": array.shape(param), "device": param.device, "layout": param.layout}
+        wanted = {"shape": array.shape(param, group), "device": param.device, "layout": param.layout}
         for what, own in wanted.items():
             if own != getattr(value, what):
-                raise RuntimeError(f"{which} must have {what} {own}, got {getattr(value, what)}")
-        difference = unlike(param, value, planes=array.planes)
+                hint = OTHER_WINDOW if array.planes == WINDOW and what == "shape" else ""
+                raise RuntimeError(f"{which} must have {what} {own}, got {getattr(value, what)}{hint}")
+        difference = unlike(param, value, planes=array.planes_of(group))
         if difference:
             raise RuntimeError(f"{which} {difference}")
-        if array.planes == ONE_PER_BLOCK:
-            if value.dtype != (own := array.dtype(param, value.dtype)):
+        if array.of == "real":
+            if value.dtype != (own := array.dtype(param, group, value.dtype)):
                 raise RuntimeError(f"{which} must be {own}, got {value.dtype}")
+        elif array.of == "window" and param.dtype not in OWN_STATES:
+            if value.dtype not in STATE_DTYPES.values():
+                raise RuntimeError(f"{which} must be float32 or bfloat16, got {value.dtype}")
         elif array.like_param:
             if value.dtype not in ROUNDED_DTYPES:
                 raise RuntimeError(f"{which} must have 16 bits, it is {value.dtype}")
@@ -147,26 +155,34 @@ def prepare_state(param: Tensor, state: State, group: Group) -> None:
     if MOMENTS[0] in state and param.dtype not in OWN_STATES:
         dtype = state[MOMENTS[0]].dtype
     needed = used(param, group)
-    for array in ARRAYS:
-        if array.like_param and (array not in needed or state.get(array.name, param).dtype != param.dtype):
-            # What was cut off from a value says nothing of those that other roundings put in its place.
-            state.pop(array.name, None)
+    drop_what_is_over(state, param, needed)
     take_numbers(state, param)
     for array in needed:
-        own = array.dtype(param, dtype)
+        own, planes = array.dtype(param, group, dtype), array.planes_of(group)
         if array.name in state:
-            state[array.name] = _lying_like(param, state[array.name].to(own), array.planes)
+            kept = state[array.name].dtype if array.of == "window" else own
+            state[array.name] = _lying_like(param, state[array.name].to(kept), planes)
         elif array.planes == ONE_PER_BLOCK:  # after the arrays that are stored by it
             state |= as_stored(state, param, array.name)
         else:
-            state[array.name] = state_like(param, own, planes=array.planes)
-            kind = FILTERS[group["grad_filter"]]
-            if kind.starts and array.name in kind.states:
-                note_start(state)
+            state[array.name] = state_like(param, own, planes=planes)
+            if array.option == ("grad_filter", group["grad_filter"]) and (key := start_key(group)):
+                note_start(state, key)
     take_mask(state, param)
     if "mask" in state:
         arrays = of_elements({array.name: state[array.name] for array in needed})
         state["mask"] = cleared(fitting(state["mask"], param), arrays)
+
+
+def drop_what_is_over(state: State, param: Tensor, needed: Sequence[Array]) -> None:
+    """Takes away what a step without it makes wrong, and what is left of a part of that."""
+    for array in (array for array in ARRAYS if not array.stays):
+        together = [other for other in ARRAYS if other.option == array.option and not other.stays]
+        # What was cut off from a value says nothing of those that other roundings put in its place.
+        is_other = array.like_param and state.get(array.name, param).dtype != param.dtype
+        if is_other or any(other not in needed or other.name not in state for other in together):
+            for other in together:
+                state.pop(other.name, None)
 
 
 def _lying_like(param: Tensor, value: Tensor, planes: int) -> Tensor:

@@ -1,7 +1,7 @@
 """How a state looks where it is saved: tensors only, those that are arrays as they are.
 
 So torch.distributed.checkpoint can flatten, spread and merge it. Two things of a live state are no tensor:
-its mask, packed, and the note of when the filter began.
+its mask, packed, and the notes of when filters began.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from grokfused.state.arrays import MOMENTS, NAMES
 from grokfused.state.blocks import as_numbers
 from grokfused.state.sharding import is_sharded, local, part_of, sharded_like
 from grokfused.state.storage import STATE_DTYPES
-from grokfused.step.grad_filter import FILTERS, START, is_pending
+from grokfused.step.grad_filter import FILTERS, STARTS, is_pending
 from grokfused.step.mask import (
     PackedMask,
     check_codes,
@@ -29,6 +29,7 @@ from grokfused.step.mask import (
     unpack,
 )
 
+WINDOW_START = FILTERS["mean"].start  # which a window is counted from, until it is full
 MASK = {"mask", "mask_mode"}  # of a saved state; the mode, a string beside a bool mask, is of older versions
 MASKS = "masks"  # of a saved group: how many of its parameters have one
 
@@ -39,8 +40,8 @@ def as_saved(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> dict[s
     A mask is a tensor of codes (``mask.coded``). The memory of a filter whose first step was cancelled by an
     overflow is left out: it is made anew, and begins with the next step. (Not where torch keeps what the
     loading optimizer has, with ``full_state_dict``: zeros.) Each group tells how many ``masks`` it has, so
-    that none is lost unnoticed on the way, and the ``state_dtype`` that its states have: they keep the one in
-    which they were made, whatever the option has become.
+    that none is lost unnoticed on the way, and the ``state_dtype`` and ``window_dtype`` that its states have:
+    they keep those in which they were made, whatever the options have become.
 
     Args:
         groups: The optimizer's parameter groups.
@@ -50,29 +51,34 @@ def as_saved(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> dict[s
     for key, param in enumerate(param for group in groups for param in group["params"]):
         state = states.get(key)
         if isinstance(state, dict) and (
-            not SHARED.keys().isdisjoint(state) or START in state or isinstance(state.get("mask"), PackedMask)
+            not state.keys().isdisjoint((*SHARED, *STARTS)) or isinstance(state.get("mask"), PackedMask)
         ):
             states[key] = _saved(state, param)
     saved_groups = [
-        {**group, **_kept_dtype(group, states), MASKS: masks_of(group, states)}
+        {**group, **_kept_dtypes(group, states), MASKS: masks_of(group, states)}
         for group in state_dict["param_groups"]
     ]
     return {**state_dict, "state": states, "param_groups": saved_groups}
 
 
-def _kept_dtype(group: Mapping[str, Any], states: Mapping[Any, Any]) -> dict[str, str]:
-    """Returns the option for which states were made; the wider one, where it was changed in between."""
-    moments = (states[key].get(MOMENTS[0]) for key in group["params"] if isinstance(states.get(key), dict))
-    found = {moment.dtype for moment in moments if isinstance(moment, Tensor)}
-    names = [name for name, dtype in STATE_DTYPES.items() if dtype in found]
-    return {"state_dtype": names[0]} if names else {}
+def _kept_dtypes(group: Mapping[str, Any], states: Mapping[Any, Any]) -> dict[str, str]:
+    """Returns the options for which states were made; the wider one, where it was changed in between."""
+    own = [state for key in group["params"] if isinstance(state := states.get(key), dict)]
+    kept: dict[str, str] = {}
+    for option, array in {"state_dtype": MOMENTS[0], "window_dtype": "grad_window"}.items():
+        found = {state[array].dtype for state in own if isinstance(state.get(array), Tensor)}
+        names = [name for name, dtype in STATE_DTYPES.items() if dtype in found]
+        kept |= {option: names[0]} if names else {}
+    return kept
 
 
 def _saved(state: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
-    kinds = [kind for kind in FILTERS.values() if kind.starts] if is_pending(state) else []
-    memory = {name for kind in kinds for name in kind.states}
+    pending = [kind for kind in FILTERS.values() if is_pending(state, kind.start)]
+    memory = {name for kind in pending for name in kind.states}
     shown = as_numbers(state, param).items()
-    saved = {key: value for key, value in shown if key not in (START, *memory)}
+    saved = {key: value for key, value in shown if key not in (*STARTS, *memory)}
+    if WINDOW_START in state and memory.isdisjoint(FILTERS["mean"].states):
+        saved[WINDOW_START] = torch.tensor(float(state[WINDOW_START]), dtype=torch.float32, device="cpu")
     if isinstance(mask := state.get("mask"), PackedMask):
         saved["mask"] = coded(mask, param)
     return saved
@@ -84,7 +90,7 @@ def there_in(state: Mapping[str, Any]) -> dict[str, Any]:
     Of a flattened one, torch.distributed.checkpoint makes an empty dict of what it has not, and the loading
     optimizer has.
     """
-    ours = {START, *MASK, *NAMES}
+    ours = {*STARTS, *MASK, *NAMES}
     return {key: value for key, value in state.items() if not (key in ours and value == {})}
 
 

@@ -57,11 +57,11 @@ def load(optimizer: Any, state_dict: Mapping[str, Any]) -> None:
     numbered = {key for group in given["param_groups"] for key in group["params"]}
     others = {key: value for key, value in given["state"].items() if key not in numbered}
     state: defaultdict[Any, Any] = defaultdict(dict, others)
-    for param, dtype, saved_state in found:  # whatever fails has changed nothing yet
-        state[param] = owned_state(param, dtype, saved_state)
+    for param, options, saved_state in found:  # whatever fails has changed nothing yet
+        state[param] = owned_state(param, options, saved_state)
     # In one go: a learning rate that is one tensor in all groups stays one.
-    options = copy.deepcopy(given["param_groups"])
-    groups = [_loaded(*pair) for pair in zip(optimizer.param_groups, options, strict=True)]
+    copied = copy.deepcopy(given["param_groups"])
+    groups = [_loaded(*pair) for pair in zip(optimizer.param_groups, copied, strict=True)]
     make_place(groups)
     optimizer.__setstate__({"state": state, "param_groups": groups})
     for hook in list(optimizer._optimizer_load_state_dict_post_hooks.values()):

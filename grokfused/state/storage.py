@@ -23,17 +23,17 @@ STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PARAM_ROUNDINGS = ("nearest", "stochastic", "kahan")
 
 
-def state_dtype_name(dtype: object) -> str:
-    """Returns "float32" or "bfloat16" for a torch.dtype or its name, or raises ValueError."""
+def dtype_name(option: str, dtype: object) -> str:
+    """Returns "float32" or "bfloat16" for a torch.dtype or its name; else raises ValueError."""
     name = str(dtype).removeprefix("torch.")
     if name not in STATE_DTYPES:
-        raise ValueError(f"state_dtype must be torch.float32 or torch.bfloat16, got {dtype!r}")
+        raise ValueError(f"{option} must be torch.float32 or torch.bfloat16, got {dtype!r}")
     return name
 
 
-def state_dtype_for(param: Tensor, name: object) -> torch.dtype:
+def state_dtype_for(param: Tensor, name: object, option: str = "state_dtype") -> torch.dtype:
     """Returns the dtype of a parameter's states: its own where it is wide or complex, else the option's."""
-    return param.dtype if param.dtype in OWN_STATES else STATE_DTYPES[state_dtype_name(name)]
+    return param.dtype if param.dtype in OWN_STATES else STATE_DTYPES[dtype_name(option, name)]
 
 
 def widens(state: torch.dtype, own: torch.dtype) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from grokfused.backends.reference import Scalars
+from grokfused.step.grad_filter import Gate, gate_of
 from grokfused.step.scalars import (
     TENSORS,
     Hyperparameters,
@@ -61,11 +62,11 @@ def table(
         given = {number: _rates(groups[number])[index] for number in own}
         if any(_reads(rate, device) for rate in given.values()):
             columns[index] = _read_on_device(columns[index], given, group_of, device)
-    lr, beta1, beta2, eps, weight_decay, alpha, lamb, factor = columns
+    lr, beta1, beta2, eps, weight_decay, alpha, lamb, factor, *gate = columns
     step = torch.stack([counter.reshape(()) for counter in steps]).double() + 1.0
-    alpha = alpha * (step != first)
     values: Any = Hyperparameters(lr, (beta1, beta2), eps, weight_decay, alpha, lamb)  # type: ignore[arg-type]
-    row: Any = derive(values, step=step, grad_factor=factor, arithmetic=TENSORS)
+    gates: Any = Gate(*gate)  # type: ignore[arg-type]
+    row: Any = derive(values, gates, step=step, first=first, grad_factor=factor, arithmetic=TENSORS)
     return torch.stack(row, dim=1).to(dtype)
 
 
@@ -104,13 +105,13 @@ def _reads(value: object, device: torch.device) -> bool:
 
 
 def _numbers(group: Group, device: torch.device) -> tuple[float, ...]:
-    """Returns what the host knows: hyperparameters, and the gradients' factor."""
+    """Returns what the host knows: hyperparameters, the gradients' factor, and the filter's gate."""
     known = dict(group)
     if _reads(group["lr"], device):
         known["lr"] = 0.0
     known["betas"] = [0.0 if _reads(beta, device) else beta for beta in pair_of_betas(group["betas"])]
     lr, betas, *others = checked_hyperparameters(known)
-    return (lr, *betas, *others, grad_factor(group))
+    return (lr, *betas, *others, grad_factor(group), *gate_of(group))
 
 
 def _on_device(columns: Sequence[Sequence[float]], device: torch.device) -> list[Tensor]:

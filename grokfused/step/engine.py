@@ -16,6 +16,7 @@ from torch import Tensor
 
 from grokfused import backends
 from grokfused.backends.reference import real_dtype
+from grokfused.state.memory import refuse_what_does_not_fit
 from grokfused.state.prepare import check_imagined, check_place, imagine_step, place_counter, prepare_state
 from grokfused.state.sharding import is_sharded, local
 from grokfused.state.storage import fitting_grad
@@ -142,9 +143,9 @@ class Step:
             check_options(members.groups[number])
         _refuse_capture([members.params[place] for place in unfit])
         for place in unfit:
-            state = members.owner.state.get(members.keys[place], {})
-            group = members.groups[members.group_of[place]]
-            check_place(members.params[place], members.grads[place], state, group, members.name(place))
+            param, state, group = members.about(place)
+            check_place(param, members.grads[place], state, group, members.name(place))
+        refuse_what_does_not_fit(members.about(place) for place in unfit)
         self._only_makes_states = _is_for_states(members)
         fitted = {}
         for place in unfit:

@@ -58,6 +58,11 @@ class Members(NamedTuple):
         keys, params, grads = (list(compress(each, there)) for each in self[2:5])
         return Members(self.owner, self.groups, keys, params, grads, list(compress(self.group_of, there)))
 
+    def about(self, place: int) -> tuple[Tensor, Mapping[str, Any], Mapping[str, Any]]:
+        """Returns the parameter in a place, its state and its group."""
+        state = self.owner.state.get(self.keys[place], {})
+        return self.params[place], state, self.groups[self.group_of[place]]
+
     def name(self, place: int) -> Name:
         """Returns how messages call the parameter in a place."""
         return Name(self.owner.param_groups, self.keys[place])

@@ -12,25 +12,30 @@ import numpy
 import torch
 
 from grokfused import backends
-from grokfused.state.storage import PARAM_ROUNDINGS, STATE_DTYPES, state_dtype_name
+from grokfused.state.storage import PARAM_ROUNDINGS, STATE_DTYPES, dtype_name
 from grokfused.step.clipping import check_max_norm
-from grokfused.step.grad_filter import FILTERS, INITS
+from grokfused.step.grad_filter import FILTERS, INITS, LONGEST, TYPES, WINDOW_DTYPES
 from grokfused.step.scalars import checked_hyperparameters, pair_of_betas
 
 CHOICES = {
     "grad_filter": tuple(FILTERS),
     "grad_ema_init": INITS,
+    "filter_type": TYPES,
+    "window_dtype": WINDOW_DTYPES,
     "state_dtype": tuple(STATE_DTYPES),
     "state_rounding": ("stochastic", "nearest"),
     "param_rounding": PARAM_ROUNDINGS,
     "backend": backends.NAMES,
 }
 BOOLS = (bool, numpy.bool_)
-FLAGS = ("amsgrad", "maximize", "capturable", "differentiable")
+DTYPES = ("state_dtype", "window_dtype")  # of the choices, those that may be given as a torch.dtype
+FLAGS = ("amsgrad", "maximize", "capturable", "differentiable", "filter_warmup")
+# Whole numbers, each with the smallest and the largest that it may be.
+COUNTS = {"seed": (0, 2**63 - 1), "window_size": (2, LONGEST), "filter_start_step": (0, LONGEST)}
 # Accepted because torch.optim has them.
 INERT = ("foreach", "fused")
 # All options that are no number which a step multiplies by.
-OPTIONS = (*CHOICES, *FLAGS, *INERT, "seed")
+OPTIONS = (*CHOICES, *FLAGS, *INERT, *COUNTS, "filter_stop_step")
 
 
 def check_flag(name: str, value: object) -> None:
@@ -39,14 +44,20 @@ def check_flag(name: str, value: object) -> None:
         raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
+def check_count(name: str, value: Any, least: int, most: int) -> None:
+    """Raises TypeError or ValueError for what is no integer in [least, most]."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer in [{least}, {most}], got {value!r}")
+    if not least <= int(value) <= most:
+        raise ValueError(f"{name} must be an integer in [{least}, {most}], got {value}")
+
+
 def plain(options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns options as plain values, which ``torch.load(weights_only=True)`` reads."""
     found = {name: _item(value) for name, value in options.items()}
     if "betas" in found:
         found["betas"] = tuple(map(_item, pair_of_betas(found["betas"])))
-    if "state_dtype" in found:
-        found["state_dtype"] = state_dtype_name(found["state_dtype"])
-    return found
+    return found | {name: dtype_name(name, found[name]) for name in DTYPES if name in found}
 
 
 def _item(value: Any) -> Any:
@@ -69,8 +80,8 @@ def check_options(options: Mapping[str, Any], *, given: bool = False) -> None:
 def check_choices(options: Mapping[str, Any]) -> None:
     """Raises ValueError or TypeError naming the first of ``OPTIONS`` that is out of its range."""
     for name, allowed in CHOICES.items():
-        if name == "state_dtype" and isinstance(options[name], torch.dtype):  # as it may be given
-            state_dtype_name(options[name])
+        if name in DTYPES and isinstance(options[name], torch.dtype):  # as it may be given
+            dtype_name(name, options[name])
         elif not (isinstance(options[name], str) and options[name] in allowed):
             raise ValueError(f"{name} must be one of {allowed}, got {options[name]!r}")
     for name in FLAGS:
@@ -78,11 +89,10 @@ def check_choices(options: Mapping[str, Any]) -> None:
     for name in INERT:
         if not (options[name] is None or isinstance(options[name], BOOLS)):
             raise TypeError(f"{name} must be None, True or False, got {options[name]!r}")
-    seed = options["seed"]
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
-        raise TypeError(f"seed must be an integer in [0, 2**63), got {seed!r}")
-    if not 0 <= int(seed) < 2**63:
-        raise ValueError(f"seed must be an integer in [0, 2**63), got {seed}")
+    for name, (least, most) in COUNTS.items():
+        check_count(name, options[name], least, most)
+    if (stop := options["filter_stop_step"]) is not None:
+        check_count("filter_stop_step", stop, int(options["filter_start_step"]), LONGEST)
     if options["fused"] and options["differentiable"]:
         raise RuntimeError("`fused` does not support `differentiable`")
     if options["differentiable"]:

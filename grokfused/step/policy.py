@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from grokfused.state.arrays import ARRAYS
-from grokfused.step.grad_filter import starts
+from grokfused.step.grad_filter import Gate, gate_of, has_window, start_key
 from grokfused.step.options import OPTIONS, check_choices
 
 
@@ -23,7 +23,9 @@ class Policy(NamedTuple):
     param_rounding: str
     seed: int
     device_numbers: bool  # the device numbers the steps, where it can
-    starts: bool  # the filter's memory starts as the first gradient
+    start: str  # the key of the note when the filter's memory was made; "" where that says nothing
+    gate: Gate  # when the filter amplifies
+    window_size: int
     used: tuple[bool, ...]  # array of ARRAYS -> whether the step needs it
 
     def for_backend(self) -> dict[str, Any]:
@@ -48,7 +50,9 @@ def _policy(decay: str, scaled: bool, *values: Any) -> Policy:
         param_rounding=options["param_rounding"],
         seed=int(options["seed"]),
         device_numbers=scaled or bool(options["capturable"]),
-        starts=starts(options),
+        start=start_key(options),
+        gate=gate_of(options),
+        window_size=int(options["window_size"]) if has_window(options) else 0,
         used=tuple(bool(array.is_used(options)) for array in ARRAYS),
     )
 

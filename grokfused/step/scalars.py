@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from grokfused.backends.reference import Scalars
+from grokfused.step.grad_filter import Gate, divisor, gate_of
 
 FLOAT32_MAX = torch.finfo(torch.float32).max  # beyond it a scalar would be infinite
 
@@ -160,10 +161,12 @@ def checked_hyperparameters(group: Mapping[str, Any], *, given: bool = False) ->
 
 
 class Arithmetic(NamedTuple):
-    """The operations in which Python's floats are not IEEE 754's: they raise where it has infinity."""
+    """The operations in which Python's floats are not IEEE 754's, or are no tensors."""
 
     power: Callable[[Any, Any], Any]
     inverse_root: Callable[[Any], Any]
+    where: Callable[[Any, Any, Any], Any]
+    smaller: Callable[[Any, Any], Any]
 
 
 def _power(base: float, exponent: float) -> float:
@@ -173,29 +176,40 @@ def _power(base: float, exponent: float) -> float:
         return math.copysign(math.inf, base) if exponent % 2 else math.inf
 
 
-FLOATS = Arithmetic(_power, lambda x: 1.0 / math.sqrt(x) if x else math.inf)
-TENSORS = Arithmetic(torch.pow, lambda x: 1.0 / torch.sqrt(x))
+FLOATS = Arithmetic(
+    _power, lambda x: 1.0 / math.sqrt(x) if x else math.inf, lambda yes, a, b: a if yes else b, min
+)
+TENSORS = Arithmetic(torch.pow, lambda x: 1.0 / torch.sqrt(x), torch.where, torch.minimum)
 
 
 def derive(
-    values: Hyperparameters, *, step: Any, grad_factor: Any, arithmetic: Arithmetic = FLOATS
+    values: Hyperparameters,
+    gate: Gate,
+    *,
+    step: Any,
+    first: Any,
+    grad_factor: Any,
+    arithmetic: Arithmetic = FLOATS,
 ) -> Scalars:
     """Derives the scalars of a step: from floats, or element by element from float64 tensors.
 
     Args:
-        values: The hyperparameters; alpha is 0 in the step in which the slow gradient starts as the
-            gradient itself.
+        values: The hyperparameters.
+        gate: When the filter amplifies.
         step: 1, 2, ...: the number this step will have, exact in float32 (below 2**24).
+        first: The first step that the filter's memory saw, in which the slow gradient starts as the gradient
+            itself, exactly: 0 * h + 1 * g. 0: no step is.
         grad_factor: -1 to maximize, else 1.
         arithmetic: That of what the others are, ``FLOATS`` or ``TENSORS``. (default: FLOATS)
     """
     lr, (beta1, beta2), eps, weight_decay, alpha, lamb = values
+    alpha = alpha * (step != first)
     return Scalars(
         step=step,
         grad_factor=grad_factor,
         alpha=alpha,
         alpha_weight=1.0 - alpha,
-        lamb=lamb,
+        lamb=lamb / divisor(gate, step, first, arithmetic.where, arithmetic.smaller),
         weight_decay=weight_decay,
         param_scale=1.0 - lr * weight_decay,
         beta1_weight=1.0 - beta1,
@@ -207,21 +221,19 @@ def derive(
     )
 
 
-def step_scalars(group: Mapping[str, Any], step: float, first_ema_step: float) -> Scalars:
+def step_scalars(group: Mapping[str, Any], step: float, first: float) -> Scalars:
     """Derives the scalars of one step of one parameter group, in float64.
 
     Args:
         group: The group's hyperparameters, as schedulers may have left them.
         step: The number this step will have.
-        first_ema_step: The step in which the slow gradient starts as the gradient itself.
+        first: The first step that the filter's memory saw; see ``derive``.
 
     Raises:
         TypeError, ValueError: A hyperparameter is no number or out of range; the message names it.
     """
     checked = checked_hyperparameters(group)
-    if step == first_ema_step:  # 0 * h + 1 * g: the slow gradient starts as the gradient, exactly
-        checked = checked._replace(alpha=0.0)
-    return derive(checked, step=step, grad_factor=grad_factor(group))
+    return derive(checked, gate_of(group), step=step, first=first, grad_factor=grad_factor(group))
 
 
 def grad_factor(group: Mapping[str, Any]) -> float:

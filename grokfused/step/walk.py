@@ -77,7 +77,7 @@ class Walk:
         self._tensors.append(tensors)
         by_device = param.device.type in numbering and (policy.device_numbers or step.device.type != "cpu")
         backend = choose_for(policy.backend, param, is_dense(shard) and not is_unresolved(shard))
-        start = first_filtered_step(state) if policy.starts else 0.0
+        start = first_filtered_step(state, policy.start) if policy.start else 0.0
         alike = Alike(backend, by_device, number, param.dtype, tensors[names[0]].dtype, param.device)
         self._places.setdefault(alike, []).append(place)
         self._starts.append(start)

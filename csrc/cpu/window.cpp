@@ -1,0 +1,71 @@
+#include "window.h"
+
+#include "../step/element_step.h"
+#include "clones.h"
+
+namespace grokfused::cpu {
+namespace {
+
+template <class Param, class Stored>
+GROK_CPU_CLONES void amplify(const WindowTile& of_tile, int size, const void* of_step) {
+  using Real = typename Param::Real;
+  // Copies: the compiler then knows that no store changes them.
+  const WindowTile tile = of_tile;
+  const auto scalars = *static_cast<const ScalarsOf<Real>*>(of_step);
+  const auto* grad = static_cast<const typename Param::Stored*>(tile.grad);
+  const auto* leaving = static_cast<const typename Stored::Stored*>(tile.leaving);
+  const auto *sum = static_cast<const Real*>(tile.sum), *others = static_cast<const Real*>(tile.others);
+  auto* entering = static_cast<typename Stored::Stored*>(tile.entering);
+  auto *new_sum = static_cast<Real*>(tile.new_sum), *amplified = static_cast<Real*>(tile.amplified);
+#pragma omp simd
+  for (int i = 0; i < size; ++i) {
+    Element<Real, Mean::States> element;
+    element.grad = Param::widen(grad[i]) * scalars.grad_factor;
+    element.grad_sum = others ? others[i] : sum[i] - Stored::widen(leaving[i]);
+    Mean::apply(element, scalars, Stored::kFormat);
+    entering[i] = Stored::round(element.grad_window);
+    new_sum[i] = element.grad_sum;
+    amplified[i] = element.grad;
+  }
+}
+
+template <class Stored, class Real>
+GROK_CPU_CLONES void sum_others(const void* leaving, const Window& window, void* others, int size) {
+  auto* sums = static_cast<Real*>(others);
+  const auto* planes = static_cast<const typename Stored::Stored*>(leaving);
+  for (int i = 0; i < size; ++i) sums[i] = 0;
+  for (int32_t k = 1; k < window.size; ++k) {
+    const auto* plane = planes + window.behind(k);
+#pragma omp simd
+    for (int i = 0; i < size; ++i) sums[i] = sums[i] + Stored::widen(plane[i]);
+  }
+}
+
+template <class Param>
+GROK_CPU_CLONES void widen(const void* param, const void* rest, float* values, int size) {
+  const auto *from = static_cast<const uint16_t*>(param), *rests = static_cast<const uint16_t*>(rest);
+#pragma omp simd
+  for (int i = 0; i < size; ++i) values[i] = Param::widen(from[i]) + Param::widen(rests[i]);
+}
+
+template <class Param>
+WindowLoops loops_of(Format window) {
+  if constexpr (Param::kFormat == Format::kFloat64) {
+    return {amplify<Param, Float64>, sum_others<Float64, double>, nullptr};
+  } else {
+    WindowLoops loops{amplify<Param, Float32>, sum_others<Float32, float>, nullptr};
+    if (window == Format::kBFloat16) loops = {amplify<Param, BFloat16>, sum_others<BFloat16, float>, nullptr};
+    if constexpr (sizeof(typename Param::Stored) == 2) loops.widen = widen<Param>;
+    return loops;
+  }
+}
+
+}  // namespace
+
+WindowLoops window_loops(Format param, Format window) {
+  if (param == Format::kFloat64) return loops_of<Float64>(window);
+  if (param == Format::kBFloat16) return loops_of<BFloat16>(window);
+  return param == Format::kFloat16 ? loops_of<Float16>(window) : loops_of<Float32>(window);
+}
+
+}  // namespace grokfused::cpu
