@@ -31,6 +31,7 @@ def found_in(module: str, name: str) -> Any:
 CALLS: dict[str, tuple[str, str]] = {
     "torch.optim.AdamW": ("torch.optim", "AdamW"),
     "gradfilter_ema and an optimizer": ("grokfused.compat", "gradfilter_ema"),
+    "gradfilter_ma and an optimizer": ("grokfused.compat", "gradfilter_ma"),
     "grokadamw": ("grokadamw", "GrokAdamW"),
     "grokfast-pytorch": ("grokfast_pytorch", "GrokFastAdamW"),
     "pytorch_optimizer": ("pytorch_optimizer", "GrokFastAdamW"),
@@ -158,22 +159,38 @@ class TestWhatItBecomes:
         assert differ(Late, lambda params: theirs(params, **options)) <= ULPS
 
     @pytest.mark.parametrize(
-        ("kind", "plain"), [(GrokAdamW, "AdamW"), (GrokAdam, "Adam")], ids=["AdamW", "Adam"]
+        ("function", "call", "mine"),
+        [
+            ("ema", {"alpha": 0.9, "lamb": 1.5}, FILTER),
+            ("ma", {"window_size": 5, "lamb": 1.5}, {"window_size": 5}),
+            (
+                *("ma", {"window_size": 3, "filter_type": "sum", "warmup": False}),
+                {"window_size": 3, "lamb": 5.0, "filter_type": "sum", "filter_warmup": False},
+            ),
+            (
+                "ma, trigger in 7 steps",
+                {"window_size": 3},
+                {"window_size": 3, "lamb": 5.0, "filter_start_step": 7},
+            ),
+        ],
+        ids=["ema", "ma", "ma, sum without warm-up", "ma, trigger"],
     )
-    def test_gradfilter_ema_and_an_optimizer(self, kind, plain) -> None:
+    @pytest.mark.parametrize(("kind", "plain"), [(GrokAdamW, "AdamW"), (GrokAdam, "Adam")], ids=["W", "Adam"])
+    def test_the_authors_functions_and_an_optimizer(self, kind, plain, function, call, mine) -> None:
+        options = {"lr": 1e-2, "weight_decay": 0.1, **COMMON}
+
         class Filtered:
             def __init__(self, params: list[Any]) -> None:
                 self.model = torch.nn.ParameterList(params)
-                self.optimizer = getattr(torch.optim, plain)(
-                    self.model.parameters(), lr=1e-2, weight_decay=0.1, **COMMON
-                )
-                self.param_groups, self.grads = self.optimizer.param_groups, None
+                self.optimizer = getattr(torch.optim, plain)(self.model.parameters(), **options)
+                self.param_groups, self.grads, self.taken = self.optimizer.param_groups, None, 0
 
             def step(self) -> None:
-                self.grads = compat.gradfilter_ema(self.model, self.grads, **FILTER)
+                held = {"trigger": self.taken < 7} if "trigger" in function else {}
+                filtered = getattr(compat, f"gradfilter_{function.partition(',')[0]}")
+                self.grads = filtered(self.model, self.grads, **call, **held)
                 self.optimizer.step()
+                self.taken += 1
 
-        assert (
-            differ(lambda params: kind(params, lr=1e-2, weight_decay=0.1, **FILTER, **COMMON), Filtered)
-            <= ULPS
-        )
+        mine = {"lamb": 1.5, **mine, "grad_filter": "mean" if function.startswith("ma") else "ema"}
+        assert differ(lambda params: kind(params, **options, **mine), Filtered) <= ULPS

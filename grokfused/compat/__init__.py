@@ -3,7 +3,7 @@
 Import it by its name. ``docs/migration.md`` says what becomes of each argument.
 """
 
-from grokfused.compat.gradfilter import gradfilter_ema
+from grokfused.compat.gradfilter import gradfilter_ema, gradfilter_ma
 from grokfused.compat.grokadamw import GrokAdamW
 
-__all__ = ["GrokAdamW", "gradfilter_ema"]
+__all__ = ["GrokAdamW", "gradfilter_ema", "gradfilter_ma"]
