@@ -218,6 +218,12 @@ class TestDifferences:
             firsts.append(state["exp_avg"])
         torch.testing.assert_close(firsts[0], torch.full((5,), 1 - 0.87 / 2))
         torch.testing.assert_close(firsts[1], torch.full((5,), 1 - 0.87))
+        frozen = of_two_groups(GrokAdamW, gamma=0.5, gradient_clipping=0.0, lamb=0.0)
+        first, second = frozen.param_groups[0]["params"]
+        first.requires_grad_(False)
+        second.grad = torch.ones(5)
+        frozen.step()
+        torch.testing.assert_close(frozen.state[second]["exp_avg"], torch.full((5,), 1 - 0.87))
 
     def test_signals_below_0(self, grokadamw) -> None:
         """A signal below 0 counts as 0; theirs raises alpha above alpha_init, beyond 1 too."""

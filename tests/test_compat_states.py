@@ -109,7 +109,10 @@ class TestTheirs:
         train(other, 2)
         ours.load_state_dict(through_a_file(other.state_dict()))
         (state,), (saved,) = ours.state.values(), other.param_groups[0]["state"].values()
-        assert torch.equal(state["exp_avg"], saved["exp_avg"].float())
+        for name, theirs in (("exp_avg", "exp_avg"), ("exp_avg_sq", "exp_avg_sq"), ("grad_ema", "grok_ema")):
+            assert saved[theirs].dtype is dtype
+            assert state[name].dtype is torch.float32
+            assert torch.equal(state[name], saved[theirs].float())
         train(ours, 1)
 
     def test_what_does_not_fit_is_refused_and_changes_nothing(self, grokadamw) -> None:

@@ -114,6 +114,17 @@ class TestSchedule:
         assert_same_bits(values(driven), values(by_hand))
         assert differing_bits(values(driven)["0 param"], values(optimizer_of())["0 param"])
 
+    def test_made_after_the_optimizer_was_loaded_it_goes_on_from_where_it_is_loaded(self) -> None:
+        optimizer, shape = optimizer_of(), Linear(end=0.0, steps=4)
+        schedule = Schedule(optimizer, "lamb", shape)
+        schedule.step()
+        resumed = optimizer_of()
+        resumed.load_state_dict(optimizer.state_dict())
+        again = Schedule(resumed, "lamb", shape)
+        again.load_state_dict(schedule.state_dict())
+        assert again.get_last_values() == [resumed.param_groups[0]["lamb"]] == [1.275]
+        assert again.state_dict() == schedule.state_dict()
+
     def test_last_epoch_goes_on_from_what_a_group_was_at_first(self) -> None:
         optimizer = optimizer_of()
         shape = Linear(end=0.0, steps=4)

@@ -78,6 +78,4 @@ def _state(saved: Mapping[str, Any], name: str) -> dict[str, Any]:
     if missing:
         raise ValueError(f"a state in {name} lacks {sorted(missing)}: it is not one of grokadamw's")
     found = {ours: saved[theirs] for theirs, ours in NAMES.items()}
-    found["step"] = torch.tensor(float(found["step"]))
-    narrow = (torch.bfloat16, torch.float16)
-    return {key: value.float() if value.dtype in narrow else value for key, value in found.items()}
+    return found | {"step": torch.tensor(float(found["step"]))}
