@@ -7,6 +7,15 @@ which backends exist on this machine and which one runs.
 from grokfused._version import __version__
 from grokfused.backends import BackendUnavailable, info
 from grokfused.optim.in_backward import step_in_backward
+from grokfused.optim.layerwise import layerwise_beta1
 from grokfused.optim.optimizer import GrokAdam, GrokAdamW
 
-__all__ = ["BackendUnavailable", "GrokAdam", "GrokAdamW", "__version__", "info", "step_in_backward"]
+__all__ = [
+    "BackendUnavailable",
+    "GrokAdam",
+    "GrokAdamW",
+    "__version__",
+    "info",
+    "layerwise_beta1",
+    "step_in_backward",
+]

@@ -28,6 +28,12 @@ def set_threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session")
+def grokadamw() -> type[torch.optim.Optimizer]:
+    """PyPI's optimizer of that name."""
+    return pytest.importorskip("grokadamw", reason="it is not installed (pip install '.[bench]')").GrokAdamW
+
+
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
     """Lets Ctrl-C do what it does in a terminal: under ``nohup`` and many runners of CI it is ignored."""

@@ -60,6 +60,8 @@ MAY_IMPORT = {
     "step": {"step", "state", "backends"},
     "optim": {"optim", "step", "state"},
     "pruning": {"pruning"},
+    "schedules": {"schedules", "step"},
+    "compat": {"compat", "schedules", "optim", "step", "backends"},
 }
 
 

@@ -9,11 +9,18 @@ import torch
 from stepping import OPTIONS, values
 from torch import Tensor
 
-from grokfused import GrokAdamW
+from grokfused import GrokAdamW, compat
 from grokfused.lab.agreement import differing_bits
 
 PAGE = (Path(__file__).parent.parent / "docs" / "trainers.md").read_text()
 SNIPPETS = dict(re.findall(r"## ([^\n]+)\n\n```python\n(.*?)```", PAGE, re.DOTALL))
+
+GROKADAMW = 'From optim="grokadamw"'
+# What turns that snippet back into where it comes from.
+WITH_GROKADAMW = {
+    "optimizer_cls_and_kwargs=(GrokAdamW, options),": "",
+    'report_to="none"': 'report_to="none", optim="grokadamw", learning_rate=3e-3',
+}
 
 
 def installed(package: str) -> Any:
@@ -52,8 +59,8 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def test_there_is_a_snippet_for_each_trainer() -> None:
-    trainers = ["Hugging Face", "Accelerate", "Lightning", "TRL", "sentence-transformers", "PEFT", "timm"]
-    assert list(SNIPPETS) == [*trainers, "Wrappers that share groups"]
+    trainers = ["Accelerate", "Lightning", "TRL", "sentence-transformers", "PEFT", "timm"]
+    assert list(SNIPPETS) == ["Hugging Face", GROKADAMW, *trainers, "Wrappers that share groups"]
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
@@ -97,6 +104,42 @@ class TestHuggingFace:
         masks = whole.optimizer.masks()
         assert masks
         assert not any(param[~kept].any() for param, kept in masks.items())
+
+
+@pytest.mark.filterwarnings(
+    "ignore:'pin_memory' argument is set as true", "ignore:.*(amp.autocast|CUDA is not available)"
+)
+class TestFromGrokadamw:
+    @pytest.fixture(autouse=True)
+    def _installed(self, accelerate, grokadamw) -> None:
+        installed("transformers")
+
+    def test_a_resumed_run_is_the_uninterrupted_one(self) -> None:
+        whole = run(GROKADAMW)["trainer"].optimizer
+        resumed = run(GROKADAMW, {"train()": 'train("run/checkpoint-2")'})["trainer"].optimizer
+        assert type(whole.optimizer) is compat.GrokAdamW
+        assert [group["weight_decay"] for group in whole.param_groups] == [0.1, 0.0]
+        found = values(whole)
+        assert found["0 step"].item() == 4
+        assert same(found, values(resumed))
+
+    def test_the_options_are_what_the_trainer_gives_grokadamw(self, grokadamw) -> None:
+        found = run(GROKADAMW, WITH_GROKADAMW | {"max_steps=4": "max_steps=1"})
+        theirs = found["trainer"].optimizer.optimizer
+        assert type(theirs) is grokadamw
+        ours = compat.GrokAdamW(found["trainer"].model.parameters(), **found["options"])
+        left = {"weight_decay"}  # which comes with the groups
+        assert {name: ours.defaults[name] for name in theirs.defaults if name not in left} == {
+            name: value for name, value in theirs.defaults.items() if name not in left
+        }
+
+    def test_a_checkpoint_of_grokadamw_is_resumed(self) -> None:
+        run(GROKADAMW, WITH_GROKADAMW | {"max_steps=4": "max_steps=2"})
+        saved = torch.load("run/checkpoint-2/optimizer.pt", weights_only=True)
+        assert saved["state"] == {}
+        resumed = run(GROKADAMW, {"train()": 'train("run/checkpoint-2")'})["trainer"].optimizer
+        steps = [resumed.state[p]["step"].item() for group in resumed.param_groups for p in group["params"]]
+        assert steps == [4] * sum(len(group["params"]) for group in saved["param_groups"])
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from grokfused.state.for_torch import TORCH_OPTIONS, for_torch
 from grokfused.state.saved_form import make_place
 from grokfused.state.state_dict import load, saved
 from grokfused.step.clipping import given_scale
-from grokfused.step.members import with_grads
+from grokfused.step.members import Members, with_grads
 from grokfused.step.options import check_flag, check_options, plain, refuse_unknown
 from grokfused.step.wrappers import collision
 
@@ -276,6 +276,14 @@ class GrokAdam(Masking, Optimizer):
         else:
             op.take(self, with_grads(self), given_scale(self))
         return loss
+
+    def as_stepped(self, members: Members) -> Members:
+        """Returns the members of a step with the groups as it shall read them: as they are.
+
+        For classes derived from this one, whose groups say it in other words (``grokfused.compat``). The real
+        groups stay what users, schedulers and checkpoints see.
+        """
+        return members
 
     @_disable_dynamo
     def state_dict(self) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def ready(members: Members, scale: GradScale) -> Step:
             gradient cannot be used; the message names it, and nothing was changed.
     """
     try:
-        return Step(members, scale)
+        return Step(members.owner.as_stepped(members), scale)
     except KeyError:
         refuse_incomplete(members.groups, members.owner.defaults)
         raise

@@ -24,6 +24,9 @@ class Owner(Protocol):
     defaults: dict[str, Any]
     decay: str  # "coupled" or "decoupled"
 
+    def as_stepped(self, members: Members) -> Members:
+        """Returns what is stepped with the groups as the step shall read them, mostly as they are."""
+
 
 class Members(NamedTuple):
     """What is stepped, an entry per parameter that has a gradient, as it is at this moment.

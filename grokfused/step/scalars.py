@@ -110,6 +110,21 @@ def _number(name: str, value: object) -> object:
     return value.item()
 
 
+def checked_number(name: str, value: object, *, given: bool = False) -> float:
+    """Returns one hyperparameter as a float; ``value`` is a number or a tensor of one.
+
+    Args:
+        name: A key of ``GIVEN``.
+        value: What is checked.
+        given: Whether it is held to the range in ``GIVEN``, or to that in ``LATER``. (default: False)
+
+    Raises:
+        TypeError, ValueError: It is no number or out of its range; the message names it, its value and the
+            range.
+    """
+    return _check(name, _number(name, value), (GIVEN if given else LATER)[name])
+
+
 def pair_of_betas(betas: Any) -> tuple[Any, Any]:
     """Returns the two betas of any sequence: a tuple, a list, an array, omegaconf's ListConfig.
 
