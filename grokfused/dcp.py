@@ -71,11 +71,11 @@ def _fit(state: dict[str, Any], path: str, saved: Mapping[str, Any]) -> None:
 
 
 def _place(like: torch.Tensor, about: TensorStorageMetadata) -> torch.Tensor:
-    """Returns where a saved tensor goes: spread as a moment, of its shape or of planes of it, or one number.
+    """Returns where a saved tensor goes: spread as a moment, of its shape or of planes of it, or a number.
 
     What is no tensor (in older checkpoints) is put in the place of anything.
     """
-    dtype, dims = about.properties.dtype, len(about.size) - like.dim()
-    if dims < 0:
-        return torch.zeros(about.size, dtype=dtype)
-    return state_like(like, dtype, planes=about.size[0] if dims else 1)
+    dtype, shape = about.properties.dtype, about.size
+    if shape not in (like.shape, (*shape[:1], *like.shape)):
+        return torch.zeros(shape, dtype=dtype)
+    return state_like(like, dtype, planes=1 if shape == like.shape else shape[0])

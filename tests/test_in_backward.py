@@ -65,6 +65,7 @@ def in_the_backward(model: Model, optimizer: GrokAdamW, number: int) -> None:
         {"state_dtype": torch.bfloat16, "seed": 5},
         {"amsgrad": True, "maximize": True},
         {"grad_filter": "none"},
+        {"grad_filter": "mean", "window_size": 3},
     ],
     ids=str,
 )

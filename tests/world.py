@@ -20,6 +20,7 @@ OPTIONS = {
     "lamb": 1.7,
     "seed": 5,
     "param_rounding": "kahan",
+    "window_size": 3,
 }
 SHAPES = [[2, 3, 4, 5], [4, 4], [7], [], [33, 9], [5, 3], [70]]
 DTYPES = [torch.float32, torch.bfloat16, torch.float32, torch.float16, torch.float32]

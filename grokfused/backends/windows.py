@@ -20,14 +20,14 @@ TURN = 1024  # neighbours in memory order (of a process's shard) that have their
 
 
 def have_turn(elements: int, place: int, window: int) -> Tensor:
-    """Returns which of so many elements have their sums taken afresh in a step; bool [n].
+    """Returns which of so many elements have their sums taken afresh in a step: their indices.
 
     Args:
         elements: n.
         place: That of the gradient that leaves, in the ring.
         window: The size of the ring.
     """
-    return torch.arange(elements) // TURN % window == place
+    return (torch.arange(elements) // TURN % window == place).nonzero()[:, 0]
 
 
 def sum_of_others(sums: Tensor, planes: Sequence[Tensor], place: int) -> Tensor:

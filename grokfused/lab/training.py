@@ -133,6 +133,7 @@ class Experiment:
         self.random = torch.Generator()
         self.random.set_state(torch.get_rng_state())
         self.task = modular_multiplication(self.random, config.modulus, config.device)
+        self.order = torch.arange(len(self.task.train))  # of the equations, in the last epoch
         self.optimizer = make_optimizer(config, self.model)
         # Its first steps, which prepare the capture, are not captured; torch would advise against them.
         self.optimizer._warned_capturable_if_run_uncaptured = config.graph
@@ -158,9 +159,13 @@ class Experiment:
         return results
 
     def run_epoch(self) -> tuple[float, float]:
-        """Trains on each equation once; returns the mean loss of the batches and the train accuracy."""
+        """Trains on each equation once; returns the mean loss of the batches and the train accuracy.
+
+        As in the authors' code, an epoch shuffles what the last one has left: so the batches are theirs.
+        """
         count = len(self.task.train)
-        order = torch.randperm(count, generator=self.random).to(self.config.device)
+        self.order = self.order[torch.randperm(count, generator=self.random)]
+        order = self.order.to(self.config.device)
         results = [self.train_batch(rows) for rows in order.split(self.config.batch_size)]
         losses, correct = (torch.stack(column) for column in zip(*results, strict=True))
         self.iteration += len(results)
@@ -200,6 +205,7 @@ class Experiment:
                 key: value for key, value in self.schedule.state_dict().items() if key != "lr_lambdas"
             },
             "random": self.random.get_state(),
+            "order": self.order,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -215,6 +221,8 @@ class Experiment:
                 raise OptionChanged(
                     f"cannot resume: {name} is {value!r}, the run was made with {made_with!r}"
                 )
+        if "order" not in state:
+            raise OptionChanged("cannot resume: the run was made by a version that shuffled otherwise")
         self.iteration, self.seconds = state["iteration"], state["seconds"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -223,3 +231,4 @@ class Experiment:
                 group["lr"] = group["lr"].to(self.config.device)
         self.schedule.load_state_dict({"lr_lambdas": [None], **state["schedule"]})
         self.random.set_state(state["random"])
+        self.order = state["order"]

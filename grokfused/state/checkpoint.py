@@ -15,7 +15,6 @@ from grokfused.state.prepare import wrong_step
 from grokfused.state.saved_form import (
     MASK,
     MASKS,
-    WINDOW_START,
     check_mask_of,
     masks_of,
     take_mask,
@@ -31,7 +30,7 @@ from grokfused.state.storage import (
     widens,
 )
 from grokfused.step.clipping import max_norm_of
-from grokfused.step.grad_filter import STARTS, WINDOW, is_pending
+from grokfused.step.grad_filter import STARTS, WINDOW, WINDOW_START, is_pending
 from grokfused.step.mask import NO_PLACE, zero_left_out
 from grokfused.step.options import check_options
 
@@ -167,7 +166,17 @@ def saved_states(
 def _check_window(
     group: Mapping[str, Any], options: Mapping[str, Any], state: Mapping[str, Any], name: str
 ) -> None:
-    """Raises ValueError where a window would come into an optimizer that was made for another one."""
+    """Raises ValueError where a window would come into an optimizer that was made for another one.
+
+    Warns where one is missing.
+    """
+    if options["grad_filter"] == "mean" and "grad_window" not in state:
+        warnings.warn(
+            f"{name} has no window of gradients, though its group's filter is the mean: it begins anew. "
+            "torch.distributed.checkpoint loads one only where there is a place for it: "
+            "grokfused.dcp.LoadPlanner makes one, and so does a step with grad_filter='mean' before loading",
+            stacklevel=4,
+        )
     wanted, got = group["window_size"], options["window_size"]
     if "grad_window" in state and group["grad_filter"] == options["grad_filter"] == "mean" and wanted != got:
         raise ValueError(

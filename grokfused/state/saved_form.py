@@ -17,7 +17,7 @@ from grokfused.state.arrays import MOMENTS, NAMES
 from grokfused.state.blocks import as_numbers
 from grokfused.state.sharding import is_sharded, local, part_of, sharded_like
 from grokfused.state.storage import STATE_DTYPES
-from grokfused.step.grad_filter import FILTERS, STARTS, is_pending
+from grokfused.step.grad_filter import FILTERS, STARTS, WINDOW_START, is_pending
 from grokfused.step.mask import (
     PackedMask,
     check_codes,
@@ -29,7 +29,6 @@ from grokfused.step.mask import (
     unpack,
 )
 
-WINDOW_START = FILTERS["mean"].start  # which a window is counted from, until it is full
 MASK = {"mask", "mask_mode"}  # of a saved state; the mode, a string beside a bool mask, is of older versions
 MASKS = "masks"  # of a saved group: how many of its parameters have one
 
@@ -78,7 +77,8 @@ def _saved(state: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
     shown = as_numbers(state, param).items()
     saved = {key: value for key, value in shown if key not in (*STARTS, *memory)}
     if WINDOW_START in state and memory.isdisjoint(FILTERS["mean"].states):
-        saved[WINDOW_START] = torch.tensor(float(state[WINDOW_START]), dtype=torch.float32, device="cpu")
+        # [1]: of [], torch.distributed.checkpoint makes an error where the loading optimizer has none.
+        saved[WINDOW_START] = torch.tensor([float(state[WINDOW_START])], dtype=torch.float32, device="cpu")
     if isinstance(mask := state.get("mask"), PackedMask):
         saved["mask"] = coded(mask, param)
     return saved

@@ -46,6 +46,7 @@ FILTERS = {
 INITS = ("first", "zero")
 TYPES = ("mean", "sum")
 WINDOW_DTYPES = ("float32", "bfloat16")
+WINDOW_START = FILTERS["mean"].start
 STARTS = tuple(kind.start for kind in FILTERS.values() if kind.start)
 LONGEST = 2**24  # of a window: steps are counted in float32
 
@@ -64,12 +65,13 @@ def has_window(options: Mapping[str, Any]) -> bool:
 def note_start(state: dict[str, Any], key: str) -> None:
     """Notes, when a filter's memory is created, after how many steps that happened.
 
-    Only when the filter is turned on late or the moments came from another optimizer: without a note,
-    it was created at step 0. Counting from the note, and not from a "seen" flag, keeps a step that an
-    overflow cancels from being taken for the first one.
+    Of a slow gradient only when the filter is turned on late or the moments came from another optimizer:
+    without a note, it was created at step 0. Of a window always, which makes the note a place in what
+    torch.distributed.checkpoint has flattened. Counting from the note, and not from a "seen" flag, keeps a
+    step that an overflow cancels from being taken for the first one.
     """
     state.pop(key, None)
-    if step := float(state["step"]):
+    if (step := float(state["step"])) or key == WINDOW_START:
         state[key] = step
 
 
@@ -80,7 +82,7 @@ def first_filtered_step(state: Mapping[str, Any], key: str) -> float:
 
 def is_pending(state: Mapping[str, Any], key: str) -> bool:
     """True where the memory was created late and no step has reached it yet: it holds nothing."""
-    return key in state and float(state.get("step", 0)) <= float(state[key])
+    return bool(start := float(state.get(key, 0.0))) and float(state.get("step", 0)) <= start
 
 
 class Gate(NamedTuple):
