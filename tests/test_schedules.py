@@ -264,7 +264,9 @@ class TestTogether:
 
 
 class TestGrokkingSignal:
-    @pytest.mark.parametrize("make", [float, torch.tensor, lambda loss: torch.tensor([loss])], ids=str)
+    @pytest.mark.parametrize(
+        "make", [float, torch.tensor, lambda loss: torch.tensor([loss])], ids=["float", "[]", "[1]"]
+    )
     def test_alpha_falls_with_the_share_by_which_validation_is_worse(self, make) -> None:
         optimizer = optimizer_of({}, {"alpha": 0.5})
         signal = GrokkingSignal(optimizer, rate=0.3)

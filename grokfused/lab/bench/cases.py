@@ -61,6 +61,8 @@ CASES: dict[str, Shapes] = {
     "gpt-2 small": gpt2_small(),
     "gpt-30m": gpt_30m(),
     "resnet-50": resnet50(),
+    "one of 1 M": [(10**6,)],
+    "4 x 1 M": [(10**6,)] * 4,
     "10 x 1 M": [(10**6,)] * 10,  # PyTorch's for its fused CPU optimizers
     "5000 x 1000": [(1000,)] * 5000,
     "1000 x 1024": [(1024,)] * 1000,

@@ -95,12 +95,14 @@ class Implementation:
 
     ``make`` is given parameters with gradients and returns the step. ``work`` is None for the copy, which is
     no step. ``writes_grads``: the step changes the gradients, which are then restored before each timing.
+    ``window_bytes``: what a window of gradients takes for each element.
     """
 
     name: str
     make: Callable[[list[Tensor]], Step]
     work: Work | None = field(default_factory=Work)
     writes_grads: bool = False
+    window_bytes: int = 0
 
 
 def parameters(shapes: Shapes, place: Place = Place()) -> list[Tensor]:  # noqa: B008  (immutable)

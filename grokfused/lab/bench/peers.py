@@ -25,6 +25,7 @@ from grokfused.lab.bench.implementations import (
     Work,
 )
 from grokfused.lab.bench.timing import Step
+from grokfused.lab.bench.windows import WINDOWED
 
 FILTER = {"grokfast_alpha": ALPHA, "grokfast_lamb": LAMB, "normalize_lr": False}
 
@@ -96,5 +97,6 @@ PEERS: dict[str, Peer] = {
 ALL: dict[str, Implementation] = {
     **{name: each for name, each in IMPLEMENTATIONS.items() if each.work},
     **{name: peer.implementation(name) for name, peer in PEERS.items()},
+    **WINDOWED,
     **{name: each for name, each in IMPLEMENTATIONS.items() if not each.work},
 }

@@ -107,14 +107,6 @@ class Others:
         return sum(ticks) / per_second, (sum(ticks) - idle) / per_second, time.process_time()
 
 
-def free_bytes(device: str) -> int:
-    """Returns how much memory new tensors could take."""
-    if device == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-
-
 def cpu_name() -> str:
     """Returns what the system calls its processor."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -22,7 +22,7 @@ from grokfused.lab.bench.implementations import (
     grads_of,
     parameters,
 )
-from grokfused.lab.bench.probes import Others, free_bytes, probe
+from grokfused.lab.bench.probes import Others, probe
 from grokfused.lab.bench.timing import (
     CLOCKS,
     Clock,
@@ -33,6 +33,7 @@ from grokfused.lab.bench.timing import (
     ratios,
     spread,
 )
+from grokfused.state.memory import free_bytes
 
 Row = dict[str, Any]
 BASELINES = (OURS, FUSED, FOREACH_EMA)
@@ -72,10 +73,10 @@ def ready(implementation: Implementation, shapes: Shapes, place: Place) -> Conte
         CannotRun: Its memory does not suffice.
         Exception: Whatever the implementation raises.
     """
-    # Parameters, gradients and, where they are restored, their copies; three float32 states.
-    each = (3 if implementation.writes_grads else 2) * place.dtype.itemsize + 12
-    needed, free = elements(shapes) * each, free_bytes(place.device)
-    if needed > free:
+    # Parameters, gradients and, where they are restored, their copies; three float32 states; a window.
+    each = (3 if implementation.writes_grads else 2) * place.dtype.itemsize + 12 + implementation.window_bytes
+    needed, free = elements(shapes) * each, free_bytes(torch.device(place.device))
+    if free is not None and needed > free:
         raise CannotRun(f"it needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
     params = parameters(shapes, place)
     reset = _restoring(params) if implementation.writes_grads else lambda: None

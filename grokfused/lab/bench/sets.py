@@ -18,6 +18,7 @@ from grokfused.lab.bench.implementations import (
     PYTHON_EMA,
 )
 from grokfused.lab.bench.peers import ALL
+from grokfused.lab.bench.windows import WINDOWED
 
 
 class BenchSet(NamedTuple):
@@ -50,10 +51,15 @@ SETS: dict[str, BenchSet] = {
         _cases("gpt-30m", "demo"),
         [OURS, CLIPPING, CLIP_FIRST, FUSED, CLIP_FUSED, COPY],
     ),
+    "windows": BenchSet(
+        "what the mean of a window of gradients costs, over the window's size",
+        _cases("gpt-30m", "4 x 1 M", "one of 1 M"),
+        [OURS, *WINDOWED, COPY],
+    ),
     "peers": BenchSet(
         "who else there is, doing the same work",
         _cases("gpt-30m", "demo"),
-        [name for name in ALL if name not in MASKED],
+        [name for name in ALL if name not in (*MASKED, *WINDOWED)],
     ),
     "models": BenchSet(
         "models and other benches' cases",

@@ -30,9 +30,9 @@ def traffic(
 ) -> Traffic:
     """Returns what one step of a variant moves per element at least.
 
-    The parameter and every state are read and written once, the gradient is read once, and once more where
-    its norm has to be known first. Which states there are, and of which dtype, is asked of an optimizer that
-    has taken a step.
+    The parameter and every state are read and written once, of a window one value, and another one is read on
+    average; the gradient is read once, and once more where its norm has to be known first. Which states there
+    are, and of which dtype, is asked of an optimizer that has taken a step.
 
     Args:
         options: Keyword arguments of ``GrokAdamW``, those that are not its defaults.
@@ -47,7 +47,9 @@ def traffic(
     kept = [optimizer.state[param][array.name] for array in there(optimizer.state[param])]
     updated = param.itemsize + sum(state_itemsize or state.itemsize for state in kept)
     grad_reads = 1 if optimizer.param_groups[0]["max_grad_norm"] is None else 2
-    return Traffic(updated + grad_reads * param.grad.itemsize, updated)
+    # Once in as many steps as a window is long, an element reads all of it.
+    again = sum(state.itemsize for state in kept if state.dim() > param.dim())
+    return Traffic(updated + grad_reads * param.grad.itemsize + again, updated)
 
 
 def under_masks(dense: Traffic, masks: Iterable[PackedMask], dtype: torch.dtype = torch.float32) -> Traffic:
