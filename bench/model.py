@@ -16,6 +16,7 @@ from grokfused.lab.bench.traffic import Traffic, traffic
 
 BF16 = torch.bfloat16
 NARROW: dict[str, Any] = {"state_dtype": BF16}
+MEAN: dict[str, Any] = {"grad_filter": "mean", "window_size": 100}
 
 
 class Variant(NamedTuple):
@@ -31,13 +32,17 @@ class Variant(NamedTuple):
 
     @property
     def held(self) -> float:
-        """Bytes per element that lie in memory: parameter, gradient and states."""
-        return self.traffic.written + self.dtype.itemsize
+        """Bytes per element that lie in memory: parameter, gradient and states, all values of a window."""
+        others = self.options.get("window_size", 1) - 1  # than the one that is written
+        of_one = self.options.get("window_dtype", torch.float32).itemsize
+        return self.traffic.written + self.dtype.itemsize + others * of_one
 
 
 VARIANTS = {
     "float32": Variant({}),
     "float32, no filter (AdamW)": Variant({"grad_filter": "none"}),
+    "float32, mean of 100": Variant(MEAN),
+    "float32, mean of 100, bfloat16 window": Variant({**MEAN, "window_dtype": BF16}),
     "float32, amsgrad": Variant({"amsgrad": True}),
     "float32, max_grad_norm": Variant({"max_grad_norm": 1.0}),
     "float32, bfloat16 states": Variant(NARROW),
