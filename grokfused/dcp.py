@@ -67,15 +67,17 @@ def _fit(state: dict[str, Any], path: str, saved: Mapping[str, Any]) -> None:
             state.pop(key, None)
         if path + key in saved and key not in state:
             about = saved[path + key]
-            state[key] = _place(state["exp_avg"], about) if isinstance(about, TensorStorageMetadata) else 0
+            state[key] = _place(key, state["exp_avg"], about)
 
 
-def _place(like: torch.Tensor, about: TensorStorageMetadata) -> torch.Tensor:
-    """Returns where a saved tensor goes: spread as a moment, of its shape or of planes of it, or a number.
+def _place(key: str, like: torch.Tensor, about: Any) -> Any:
+    """Returns where something saved goes: a state is spread as a moment, in planes of it where it has more.
 
     What is no tensor (in older checkpoints) is put in the place of anything.
     """
-    dtype, shape = about.properties.dtype, about.size
-    if shape not in (like.shape, (*shape[:1], *like.shape)):
-        return torch.zeros(shape, dtype=dtype)
-    return state_like(like, dtype, planes=1 if shape == like.shape else shape[0])
+    if not isinstance(about, TensorStorageMetadata):
+        return 0
+    if key in STARTS:
+        return torch.zeros(about.size)
+    planes = about.size[0] if len(about.size) > like.dim() else 1
+    return state_like(like, about.properties.dtype, planes=planes)

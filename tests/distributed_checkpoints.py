@@ -223,6 +223,50 @@ def masks_are_never_lost_unnoticed(folder: Path) -> None:
     assert optimizer.masks() == {}
 
 
+# Not full when it is saved, and full some steps later; after a first step without the filter.
+WINDOW = {"window_size": 5, "window_dtype": torch.bfloat16}
+
+
+def save_windows(folder: Path) -> None:
+    plain, model = network(), sharded_network()
+    one, many = (GrokAdamW(net.parameters(), **OPTIONS, **WINDOW) for net in (plain, model))
+    for net, optimizer in (plain, one), (model, many):
+        optimizer.param_groups[0]["grad_filter"] = "none"
+        trained(net, optimizer, 1)
+        optimizer.param_groups[0]["grad_filter"] = "mean"
+        for step in range(1, 4):
+            give_grads(net, step)
+            optimizer.step()
+    assert_same_states(many, one)
+    save_all(model, many, folder / "windows")
+    for step in range(4, 9):
+        give_grads(plain, step)
+        one.step()
+    if dist.get_rank() == 0:
+        torch.save({"model": plain.state_dict(), "optimizer": one.state_dict()}, folder / "windows.pt")
+
+
+def load_windows(folder: Path) -> None:
+    """Resumes on this number of processes, in optimizers that have had a place for windows, or none."""
+    plain = network()
+    one = GrokAdamW(plain.parameters(), **WINDOW)
+    later = torch.load(folder / "windows.pt", weights_only=True)
+    plain.load_state_dict(later["model"])
+    one.load_state_dict(later["optimizer"])
+    for steps, grad_filter in (0, "ema"), (2, "ema"), (2, "mean"):
+        model = sharded_network() if dist.get_world_size() > 1 else network()
+        many = GrokAdamW(model.parameters(), **{**OPTIONS, **WINDOW, "grad_filter": grad_filter})
+        for step in range(steps):
+            give_grads(model, 50 + step)
+            many.step()
+            many.zero_grad()
+        load_all(model, many, folder / "windows", LoadPlanner())
+        for step in range(4, 9):
+            give_grads(model, step)
+            many.step()
+        assert_same_states(many, one)
+
+
 def neither_are_moments(folder: Path) -> None:
     """A mask set before the first step is not all that is read of its parameter's state."""
     _, optimizer = new_optimizer(steps=0, masked=(0,))
@@ -242,5 +286,6 @@ CASES = [
     flattened_states_go_through_a_file,
     states_made_by_torch_count_no_step,
     save,
+    save_windows,
 ]
-LOADS = [load, masks_are_never_lost_unnoticed, neither_are_moments]
+LOADS = [load, masks_are_never_lost_unnoticed, neither_are_moments, load_windows]

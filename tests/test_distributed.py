@@ -36,6 +36,7 @@ CASES = [
     "flattened_states_go_through_a_file",
     "states_made_by_torch_count_no_step",
     "save",
+    "save_windows",
 ]
 
 pytestmark = pytest.mark.skipif(
@@ -60,7 +61,9 @@ def test_two_processes(said, case) -> None:
         assert f"held: {case}\n" in said[process], said[process]
 
 
-@pytest.mark.parametrize("case", ["load", "masks_are_never_lost_unnoticed", "neither_are_moments"])
+@pytest.mark.parametrize(
+    "case", ["load", "masks_are_never_lost_unnoticed", "neither_are_moments", "load_windows"]
+)
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_what_two_processes_saved_resumes_exactly_on(said, world_size, case) -> None:
     for rank in range(world_size):
