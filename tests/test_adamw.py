@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 
+from grokfused import GrokAdamW
 from grokfused.backends import reference
 from grokfused.step.scalars import scalar_table, step_scalars
 
 GROUP = {
+    **GrokAdamW([torch.zeros(1)]).defaults,
     "lr": 0.125,
     "betas": (0.75, 0.9375),
     "eps": 0.5,

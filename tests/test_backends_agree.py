@@ -98,7 +98,7 @@ def stepped(kind, values, grads, place: str, **options) -> dict[str, torch.Tenso
         param.grad = (grads.float() * factor).to(place, values.dtype)
         optimizer.step()
     return {"param": param.detach().cpu()} | {
-        name: state.cpu() for name, state in optimizer.state[param].items()
+        name: state.cpu() for name, state in optimizer.state[param].items() if isinstance(state, torch.Tensor)
     }
 
 

@@ -48,7 +48,7 @@ def test_the_states_of_fake_parameters_are_laid_out_as_those_of_true_ones(kind, 
     with FakeTensorMode():
         fake, _ = trained(kind, backend=backend, **options)
         assert layout(fake) == layout(true)
-        values = [value for state in fake.state.values() for value in state.values()]
+        values = [v for state in fake.state.values() for k, v in state.items() if not k.endswith("_start")]
         assert all(isinstance(value, FakeTensor) for value in values)
         assert [state["step"].item() for state in fake.state.values()] == [2.0] * 4
         assert layout(fake) == layout(true)

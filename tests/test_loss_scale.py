@@ -168,13 +168,20 @@ def test_what_is_no_tensor_of_one_number_is_refused_by_name(name, number) -> Non
     assert not optimizer.state
 
 
+MEAN = {"grad_filter": "mean", "window_size": 4}
+
+
+def options_of_a_group() -> dict[str, Any]:
+    return dict(GrokAdamW([torch.zeros(1)], **OPTIONS).defaults)
+
+
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.87, 0.993), (0.9, 0.98), (0.0, 0.5)], ids=str)
 def test_the_device_derives_the_numbers_of_the_host(betas) -> None:
     count = 3000
-    group = {"lr": 3e-3, "betas": betas, "eps": 3e-7, "weight_decay": 0.037, "alpha": 0.93, "lamb": 1.7}
-    groups = [{**group, "maximize": False}, {**group, "maximize": True, "lr": torch.tensor(0.07)}]
+    group = {**options_of_a_group(), "betas": betas, "eps": 3e-7, "weight_decay": 0.037}
+    groups = [group, {**group, "maximize": True, "lr": torch.tensor(0.07)}, {**group, **MEAN, "lamb": 5.0}]
     groups[1]["betas"] = (torch.tensor(betas[0]), torch.tensor([betas[1]]))
-    numbers, starts = [t % 2 for t in range(count)], [1.0 + t % 3 for t in range(count)]
+    numbers, starts = [t % 3 for t in range(count)], [1.0 + t % 5 for t in range(count)]
     steps = torch.arange(count, dtype=torch.float32)
     table = device_table(groups, numbers, starts, steps.unbind(), torch.device("cpu"))
     rows = [step_scalars(groups[numbers[t]], t + 1.0, starts[t]) for t in range(count)]
@@ -204,15 +211,17 @@ def test_native_code_derives_them_there_alike(betas, dtype, monkeypatch) -> None
         {"lr": torch.tensor(0.07), "betas": as_tensors},
         {"lr": torch.tensor(0.3, dtype=torch.bfloat16), "betas": betas, "weight_decay": 0.5},
     ]
-    optimizer = grouped(kinds, dtype)
-    (bucket,) = engine.ready(with_grads(optimizer), {})._buckets
-    steps = [
-        (group, optimizer.state[param]["step"].item())
-        for group in optimizer.param_groups
-        for param in group["params"]
-    ]
-    rows = [step_scalars(group, step + 1.0, 1.0) for group, step in steps]
-    assert torch.equal(bucket[-1], scalar_table(rows, bucket[-1].dtype))
+    for kept in {}, MEAN, {**MEAN, "filter_type": "sum"}, {**MEAN, "filter_warmup": False}:
+        gate = {**kept, "filter_start_step": 2, "filter_stop_step": 6}
+        optimizer = grouped([{**kind, **gate} for kind in kinds], dtype)
+        (bucket,) = engine.ready(with_grads(optimizer), {})._buckets
+        steps = [
+            (group, optimizer.state[param]["step"].item())
+            for group in optimizer.param_groups
+            for param in group["params"]
+        ]
+        rows = [step_scalars(group, step + 1.0, 1.0) for group, step in steps]
+        assert torch.equal(bucket[-1], scalar_table(rows, bucket[-1].dtype))
 
 
 def test_native_code_derives_them_without_operators_of_torch(monkeypatch) -> None:
@@ -222,7 +231,7 @@ def test_native_code_derives_them_without_operators_of_torch(monkeypatch) -> Non
 
 
 def test_a_changed_number_and_a_changed_tensor_reach_the_device() -> None:
-    group = {**OPTIONS, "lr": torch.tensor(0.5), "betas": (0.87, torch.tensor([0.993])), "maximize": False}
+    group = {**options_of_a_group(), "lr": torch.tensor(0.5), "betas": (0.87, torch.tensor([0.993]))}
     one = ([group], [0], [1.0], [torch.zeros(())], torch.device("cpu"))
     place = truth.Scalars._fields.index
     before = device_table(*one)

@@ -84,15 +84,9 @@ void SliceStep::run_tile(int64_t begin, int size, const uint32_t* kept) const {
     arrays.states[k] = stored;
     arrays.new_states[k] = choose_states ? buffers.states[k] : stored;
   }
-  if (parts_.window.amplify) {
-    amplify(begin, size, kept, buffers.amplified);
-    arrays.grad = buffers.amplified;
-    if (parts_.window.widen) {
-      parts_.window.widen(param, arrays.rest, buffers.values, size);
-      arrays.param = buffers.values;
-    }
-  }
-  (selecting ? selecting : parts_.update)(arrays, size, parts_.window.amplify ? after_window_ : scalars_,
+  const bool has_window = parts_.window.amplify;
+  if (has_window) amplify(begin, size, kept, arrays, buffers.amplified, buffers.values);
+  (selecting ? selecting : parts_.update)(arrays, size, has_window ? after_window_ : scalars_,
                                           parts_.choices);
   if (parts_.narrow)
     parts_.narrow(buffers.values, choose ? buffers.param : param, choose ? buffers.rest : rest, size, key_,
@@ -104,17 +98,24 @@ void SliceStep::run_tile(int64_t begin, int size, const uint32_t* kept) const {
   if (parts_.keeps_rest) take(buffers.rest, state(states() - 1), begin, size, kept);
 }
 
-// The gradients of a tile as the update takes them; the window and its sum are written.
-void SliceStep::amplify(int64_t begin, int size, const uint32_t* kept, void* amplified) const {
+// Writes a tile's window and its sum, and puts gradients and parameters into `arrays` as the update takes
+// them: in real numbers. `amplified`, `values`: room for them.
+void SliceStep::amplify(int64_t begin, int size, const uint32_t* kept, Arrays& arrays, void* amplified,
+                        float* values) const {
   alignas(kCacheLine) double others[kTile], entering[kTile], sum[kTile];
   const Array grad_window = state(parts_.grad_window), grad_sum = state(parts_.grad_sum);
   void *leaving = grad_window.at(begin), *old_sum = grad_sum.at(begin);
   const bool afresh = window_.has_turn(begin);
   if (afresh) parts_.window.sum_others(leaving, window_, others, size);
   const WindowTile tile{
-      grad().at(begin),     leaving,  old_sum, afresh ? others : nullptr, kept ? entering : leaving,
+      arrays.grad,          leaving,  old_sum, afresh ? others : nullptr, kept ? entering : leaving,
       kept ? sum : old_sum, amplified};
   parts_.window.amplify(tile, size, scalars_);
+  arrays.grad = amplified;
+  if (parts_.window.widen) {
+    parts_.window.widen(arrays.param, arrays.rest, values, size);
+    arrays.param = values;
+  }
   if (!kept) return;
   take(entering, grad_window, begin, size, kept);
   take(sum, grad_sum, begin, size, kept);

@@ -103,7 +103,8 @@ class SliceStep {
 
  private:
   void run_tile(int64_t begin, int size, const uint32_t* kept) const;
-  void amplify(int64_t begin, int size, const uint32_t* kept, void* amplified) const;
+  void amplify(int64_t begin, int size, const uint32_t* kept, Arrays& arrays, void* amplified,
+               float* values) const;
   void take(const void* stepped, const Array& array, int64_t begin, int size, const uint32_t* kept) const {
     select(array.bytes, stepped, kept, slice_.mask_mode, array.at(begin), size);
   }

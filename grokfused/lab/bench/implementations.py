@@ -196,7 +196,7 @@ def compiled_reference(params: list[Tensor]) -> Step:
         | {"grad_ema": grad.float().view(-1).clone()}
         for p, grad in zip(params, grads_of(params), strict=True)
     ]
-    group = {**ADAMW, "alpha": ALPHA, "lamb": LAMB, "maximize": False}
+    group = GrokAdamW(params, **ADAMW, alpha=ALPHA, lamb=LAMB).param_groups[0]
     steps = 0
 
     def update(param: Tensor, grad: Tensor, state: dict[str, Tensor], numbers: Any) -> None:
