@@ -14,6 +14,9 @@ struct NoRest {
 };
 alignas(kCacheLine) const NoRest kNoRest;
 
+// What leaves a sum that was taken without it.
+alignas(kCacheLine) const double kNothing[kTile] = {};
+
 // What a tile needs beside its arrays: the parameter before its rounding, and all as stored before a mask
 // chooses.
 struct alignas(kCacheLine) Buffers {
@@ -107,9 +110,12 @@ void SliceStep::amplify(int64_t begin, int size, const uint32_t* kept, Arrays& a
   void *leaving = grad_window.at(begin), *old_sum = grad_sum.at(begin);
   const bool afresh = window_.has_turn(begin);
   if (afresh) parts_.window.sum_others(leaving, window_, others, size);
-  const WindowTile tile{
-      arrays.grad,          leaving,  old_sum, afresh ? others : nullptr, kept ? entering : leaving,
-      kept ? sum : old_sum, amplified};
+  const WindowTile tile{arrays.grad,
+                        afresh ? kNothing : leaving,
+                        afresh ? others : old_sum,
+                        kept ? entering : leaving,
+                        kept ? sum : old_sum,
+                        amplified};
   parts_.window.amplify(tile, size, scalars_);
   arrays.grad = amplified;
   if (parts_.window.widen) {

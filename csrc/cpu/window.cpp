@@ -6,6 +6,8 @@
 namespace grokfused::cpu {
 namespace {
 
+constexpr size_t kCacheLine = 64;
+
 template <class Param, class Stored>
 GROK_CPU_CLONES void amplify(const WindowTile& of_tile, int size, const void* of_step) {
   using Real = typename Param::Real;
@@ -14,19 +16,25 @@ GROK_CPU_CLONES void amplify(const WindowTile& of_tile, int size, const void* of
   const auto scalars = *static_cast<const ScalarsOf<Real>*>(of_step);
   const auto* grad = static_cast<const typename Param::Stored*>(tile.grad);
   const auto* leaving = static_cast<const typename Stored::Stored*>(tile.leaving);
-  const auto *sum = static_cast<const Real*>(tile.sum), *others = static_cast<const Real*>(tile.others);
+  const auto* sum = static_cast<const Real*>(tile.sum);
   auto* entering = static_cast<typename Stored::Stored*>(tile.entering);
   auto *new_sum = static_cast<Real*>(tile.new_sum), *amplified = static_cast<Real*>(tile.amplified);
 #pragma omp simd
   for (int i = 0; i < size; ++i) {
     Element<Real, Mean::States> element;
     element.grad = Param::widen(grad[i]) * scalars.grad_factor;
-    element.grad_sum = others ? others[i] : sum[i] - Stored::widen(leaving[i]);
+    element.grad_sum = sum[i] - Stored::widen(leaving[i]);
     Mean::apply(element, scalars, Stored::kFormat);
     entering[i] = Stored::round(element.grad_window);
     new_sum[i] = element.grad_sum;
     amplified[i] = element.grad;
   }
+}
+
+// A processor sees no pattern in what is read: a few lines of a plane, then some of one that lies far away.
+GROK_HD void fetch(const void* plane, size_t bytes) {
+  for (size_t line = 0; line < bytes; line += kCacheLine)
+    __builtin_prefetch(static_cast<const char*>(plane) + line);
 }
 
 template <class Stored, class Real>
@@ -36,6 +44,7 @@ GROK_CPU_CLONES void sum_others(const void* leaving, const Window& window, void*
   for (int i = 0; i < size; ++i) sums[i] = 0;
   for (int32_t k = 1; k < window.size; ++k) {
     const auto* plane = planes + window.behind(k);
+    fetch(planes + window.behind(k + 1 < window.size ? k + 1 : k), size * sizeof *planes);
 #pragma omp simd
     for (int i = 0; i < size; ++i) sums[i] = sums[i] + Stored::widen(plane[i]);
   }

@@ -11,7 +11,6 @@ namespace grokfused::cpu {
 // The arrays of a tile. What is written may be what is read.
 struct WindowTile {
   const void *grad, *leaving, *sum;  // of the parameter's format, the window's, and real numbers
-  const void* others;                // the sum without what leaves, if it was taken afresh; else null
   void *entering, *new_sum;
   void* amplified;  // the gradient, in real numbers
 };
