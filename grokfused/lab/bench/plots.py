@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ CURVES = {
     "parameters": ("elements", "parameters in one tensor"),
     "tensors": ("tensors", "tensors that 2^20 parameters are in"),
 }
+WINDOW = re.compile(r"(.* of) (\d+)( in bfloat16|)")
 
 
 def _measured(rows: Sequence[Row]) -> list[Row]:
@@ -74,6 +76,15 @@ def density(axes: Axes, rows: Sequence[Row]) -> None:
     axes.legend(fontsize=7, frameon=False)
 
 
+def windows(axes: Axes, title: str, rows: Sequence[Row]) -> None:
+    """Draws the times of means over the size of their window, ours and the authors'."""
+    found = [(WINDOW.fullmatch(row["implementation"]), row) for row in rows if row["rank"]]
+    means = [{**row, "way": m[1] + m[3], "window": int(m[2])} for m, row in found if m]
+    _lines(axes, means, "window", "way")
+    axes.set(xscale="log", yscale="log", xlabel="gradients in the window")
+    axes.set_title(title, fontsize=9)
+
+
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Writes all that the rows have figures for as one PNG.
 
@@ -82,13 +93,15 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     """
     found = _measured(rows)
     panels: list[tuple[float, Callable[[Axes], None]]] = []
-    cases = [row for row in found if row["set"] not in CURVES and row["set"] != "masks"]
+    cases = [row for row in found if row["set"] not in (*CURVES, "masks", "windows")]
     for title, own in groups(cases):
         panels.append((1 + 0.22 * len(own), lambda axes, title=title, own=own: roofline(axes, title, own)))  # type: ignore[misc]
     for name, (x, xlabel) in CURVES.items():
         own = [row for row in found if row["set"] == name and row["rank"]]
         if own:
             panels.append((3.2, lambda axes, own=own, x=x, label=xlabel: curve(axes, own, x, label)))  # type: ignore[misc]
+    for title, own in groups([row for row in found if row["set"] == "windows"]):
+        panels.append((3.2, lambda axes, title=title, own=own: windows(axes, title, own)))  # type: ignore[misc]
     under_masks = [row for row in found if row["set"] == "masks"]
     if under_masks:
         panels.append((3.2, lambda axes: density(axes, under_masks)))
