@@ -67,6 +67,27 @@ struct Param {
   bool dense;    // its elements fill one stretch of memory, as they are
 };
 
+// Of the states of a place, and of its window; 0 where there is none.
+struct Dtypes {
+  uint32_t states = 0, window = 0;
+
+  // False where an array has another dtype than it has to have.
+  bool take(Of of, uint32_t dtype, uint32_t param, uint32_t real) {
+    if (of == Of::kWindow) window = dtype;
+    if (of == Of::kStates && !states) states = dtype;
+    const uint32_t wanted[] = {states, window, param, real};
+    return dtype == wanted[static_cast<size_t>(of)];
+  }
+
+  bool fit(uint32_t param) const {
+    const auto fits = [&](uint32_t dtype) {
+      if (param == kFloat64 || is_complex(param)) return dtype == param;
+      return dtype == kFloat32 || dtype == kBFloat16;
+    };
+    return fits(states) && (!window || fits(window));
+  }
+};
+
 // Reads the tensors of places, and says whether they fit their parameter. What does not is for Python to
 // refuse by name, or to mend.
 class PlaceReader {

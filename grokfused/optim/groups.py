@@ -19,6 +19,17 @@ IDLE = (
     "raised later, with the slow gradient known by then: construct with that lamb and then write "
     "group['lamb'] = 0, which brings no warning"
 )
+# What an optimizer may lack that was pickled by an older version.
+SINCE_THEN: dict[str, Any] = {
+    "max_grad_norm": None,
+    "param_rounding": "nearest",
+    "window_size": 100,
+    "filter_type": "mean",
+    "filter_warmup": True,
+    "window_dtype": "float32",
+    "filter_start_step": 0,
+    "filter_stop_step": None,
+}
 
 
 def checked_group(

@@ -16,7 +16,7 @@ from torch.optim import optimizer as torch_optimizer
 from grokfused.optim import op
 from grokfused.optim.compiled import compiled_step
 from grokfused.optim.dynamo import TRACES_ASSIGNMENTS, break_at_assignments
-from grokfused.optim.groups import checked_group
+from grokfused.optim.groups import SINCE_THEN, checked_group
 from grokfused.optim.in_backward import StepInBackward
 from grokfused.optim.masking import Masking
 from grokfused.state.for_torch import TORCH_OPTIONS, for_torch
@@ -26,18 +26,6 @@ from grokfused.step.clipping import given_scale
 from grokfused.step.members import Members, with_grads
 from grokfused.step.options import check_flag, check_options, plain, refuse_unknown
 from grokfused.step.wrappers import collision
-
-# What an optimizer may lack that was pickled by an older version.
-SINCE_THEN: dict[str, Any] = {
-    "max_grad_norm": None,
-    "param_rounding": "nearest",
-    "window_size": 100,
-    "filter_type": "mean",
-    "filter_warmup": True,
-    "window_dtype": "float32",
-    "filter_start_step": 0,
-    "filter_stop_step": None,
-}
 
 
 class GrokAdam(Masking, Optimizer):
