@@ -47,6 +47,10 @@ def change_everything(model: nn.Module, optimizer: GrokAdam, step: int) -> None:
     model[2].bias.grad = None
 
 
+def change_the_filter(_: nn.Module, optimizer: GrokAdam, step: int) -> None:
+    optimizer.param_groups[0].update(grad_filter=("ema", "mean", "none")[step % 3], window_size=2)
+
+
 def scale_gradients(_: nn.Module, optimizer: GrokAdam, step: int) -> None:
     optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0 + step), torch.tensor(float(step == 1))
 
@@ -66,6 +70,8 @@ def test_numbers_may_change_between_compiled_steps(backend) -> None:
         ({"state_dtype": torch.bfloat16}, change_hyperparameters),
         ({"backend": "reference"}, change_hyperparameters),
         ({"max_grad_norm": 0.3}, scale_gradients),
+        ({"grad_filter": "mean", "window_size": 2}, change_everything),
+        ({}, change_the_filter),
         ({}, lambda model, *_: model.zero_grad()),
         ({}, lambda _, optimizer, step: optimizer.step()),
     ],
@@ -75,6 +81,8 @@ def test_numbers_may_change_between_compiled_steps(backend) -> None:
         "bfloat16 states",
         "reference",
         "loss scale",
+        "a window",
+        "another filter",
         "no gradients",
         "eager steps between",
     ],
