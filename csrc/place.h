@@ -54,7 +54,7 @@ struct Place {
   py::object param, grad, step, mask;
   std::array<py::object, kMaxArrays> states;  // array of the table -> its tensor, or nothing
   double start = 0;                           // the first step that the filter's memory saw
-  bool has_more = false;                      // the state holds what this step does without
+  bool has_more = false;                      // the state holds what Python has to look at
 };
 
 // A parameter as it was read.
@@ -111,7 +111,9 @@ class PlaceReader {
     if (!policy.start.is_none()) {
       const py::object noted = get(policy.start);
       const double after = noted ? PyFloat_AsDouble(noted.ptr()) : 0;
+      const bool is_none = PyErr_Occurred() || !is_count(after) || (!noted && policy.window_size);
       if (PyErr_Occurred()) PyErr_Clear();
+      if (is_none) place.has_more = true;
       place.start = after + 1;
     }
     if (!PyDict_CheckExact(state.ptr()) || found != PyDict_GET_SIZE(state.ptr()))

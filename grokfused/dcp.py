@@ -12,7 +12,7 @@ import torch
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from grokfused.state.arrays import ARRAYS, MOMENTS
+from grokfused.state.arrays import ARRAYS, MOMENTS, NAMES
 from grokfused.state.saved_form import MASK
 from grokfused.state.storage import state_like
 from grokfused.step.grad_filter import STARTS
@@ -67,6 +67,10 @@ def _fit(state: dict[str, Any], path: str, saved: Mapping[str, Any]) -> None:
             state.pop(key, None)
         if path + key in saved and key not in state:
             about = saved[path + key]
+            state[key] = _place(key, state["exp_avg"], about)
+    for key in [key for key in NAMES if key in state and path + key in saved]:
+        about = saved[path + key]  # read into a narrower place, a state would lose bits
+        if isinstance(about, TensorStorageMetadata) and about.properties.dtype != state[key].dtype:
             state[key] = _place(key, state["exp_avg"], about)
 
 

@@ -195,7 +195,7 @@ BAD = [
     (
         {"filter_start_step": 9, "filter_stop_step": 8},
         ValueError,
-        r"filter_stop_step must be an integer in \[9",
+        r"filter_stop_step must be at least filter_start_step, 9, got 8",
     ),
     ({"filter_stop_step": "8"}, TypeError, "filter_stop_step must be an integer"),
 ]
@@ -211,3 +211,85 @@ def test_an_option_out_of_its_range_is_refused(options, kind, words) -> None:
     with pytest.raises(kind, match=words):
         optimizer.step()
     assert not optimizer.state
+
+
+# --- what others do to it --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("note", ["soon", None, float("nan"), -3.0, 1e9, "lost"])
+def test_a_note_of_the_windows_beginning_that_is_none_is_refused_by_name(backend, note) -> None:
+    optimizer, (param,) = made((9,), backend=backend)
+    run(optimizer, [param], range(3))
+    if note == "lost":
+        del optimizer.state[param]["grad_window_start"]
+    else:
+        optimizer.state[param]["grad_window_start"] = note
+    before = states_of(optimizer)
+    with pytest.raises(RuntimeError, match=r"'grad_window_start'.*(of parameter 0|was begun)"):
+        run(optimizer, [param], [3])
+    assert all(differing_bits(a, b) == 0 for a, b in zip(states_of(optimizer), before, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_step_count_set_back_before_the_window_amplifies_nothing(backend) -> None:
+    optimizer, (param,) = made((9,), backend=backend, grad_filter="none", filter_warmup=False)
+    run(optimizer, [param], range(3))
+    optimizer.param_groups[0]["grad_filter"] = "mean"
+    run(optimizer, [param], [3])
+    plain = copy.deepcopy(optimizer)
+    for each, name in ((optimizer, "mean"), (plain, "none")):
+        (owned,) = each.param_groups[0]["params"]
+        each.state[owned]["step"].fill_(2.0)
+        each.param_groups[0]["grad_filter"] = name
+        run(each, [owned], [4])
+    assert differing_bits(param, plain.param_groups[0]["params"][0]) == 0
+
+
+def test_a_parameter_cast_to_float64_takes_its_window_along() -> None:
+    optimizer, (param,) = made((9,), window_dtype=torch.bfloat16)
+    run(optimizer, [param], range(7))
+    param.grad, param.data = None, param.data.double()
+    run(optimizer, [param], [7])
+    state = optimizer.state[param]
+    assert {state[key].dtype for key in ("exp_avg", "grad_window", "grad_sum")} == {torch.float64}
+
+
+def test_windows_of_one_group_keep_their_dtypes_and_a_size_changed_before_saving_is_no_loss() -> None:
+    optimizer, params = made((9,), (4,), window_dtype=torch.bfloat16)
+    run(optimizer, params[:1], range(2))
+    optimizer.param_groups[0]["window_dtype"] = "float32"
+    run(optimizer, params, range(2, 4))
+    optimizer.param_groups[0]["window_size"] = 9
+    resumed, its = made((9,), (4,))
+    resumed.load_state_dict(optimizer.state_dict())
+    dtypes = [resumed.state[param]["grad_window"].dtype for param in its]
+    assert dtypes == [torch.bfloat16, torch.float32]
+    assert resumed.param_groups[0]["window_size"] == 5
+    optimizer.param_groups[0]["grad_filter"] = "none"
+    other, _ = made((9,), (4,), grad_filter="none")
+    other.load_state_dict(optimizer.state_dict())
+
+
+def test_a_window_in_part_is_refused_and_a_missing_one_told_once() -> None:
+    optimizer, params = made(*[(3,)] * 20)
+    run(optimizer, params, range(2))
+    saved = optimizer.state_dict()
+    partly = copy.deepcopy(saved)
+    del partly["state"][7]["grad_sum"]
+    other, _ = made(*[(3,)] * 20)
+    with pytest.raises(
+        ValueError, match=r"state\[7\] has of its window only \['grad_window', 'grad_window_st"
+    ):
+        other.load_state_dict(partly)
+    for state in saved["state"].values():
+        for key in ("grad_window", "grad_sum", "grad_window_start"):
+            del state[key]
+    with pytest.warns(UserWarning, match="20 states of groups .* begin another") as told:
+        other.load_state_dict(saved)
+    assert len(told) == 1
+    adam = torch.optim.Adam([torch.zeros(3, requires_grad=True)])
+    adam.param_groups[0]["params"][0].grad = torch.ones(3)
+    adam.step()
+    mine, _ = made((3,))
+    mine.load_state_dict(adam.state_dict())  # and of torch's no warning, which the tests make an error

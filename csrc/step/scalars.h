@@ -47,7 +47,7 @@ struct Gate {
   // What lamb is divided by in a step, of which the memory has seen those from `first` on.
   GROK_HD double divisor(double step, double first) const {
     const double seen = step - first + 1.0;
-    const bool amplifies = after < step && step <= until && (full_only == 0 || seen >= window);
+    const bool amplifies = after < step && step <= until && seen >= (full_only != 0 ? window : 1.0);
     const double length = summed != 0 ? 1.0 : seen < window ? seen : window;
     return amplifies ? length : HUGE_VAL;
   }

@@ -6,6 +6,7 @@ For code that is not ready to change its optimizer; ``GrokAdam`` and ``GrokAdamW
 from __future__ import annotations
 
 import numbers
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from grokfused.backends import windows
 from grokfused.backends.reference import GRAD_FILTERS, Scalars, real_dtype
+from grokfused.state.memory import free_bytes
 from grokfused.step.options import check_flag
 from grokfused.step.scalars import checked_number, scalar_table
 
@@ -114,6 +116,7 @@ def gradfilter_ma(
         TypeError, ValueError: An argument is out of range or does not fit; the message names it. Nothing was
             changed.
         RuntimeError: A gradient is sparse. Nothing was changed.
+        MemoryError: The windows would not fit into the memory that is free. Nothing was changed.
     """
     _check_window(window_size, filter_type, warmup, trigger)
     checked_number("lamb", lamb, given=True)
@@ -121,6 +124,7 @@ def gradfilter_ma(
     for name, grad in gradients:
         if name in memory:
             _check_window_like(memory[name], _real(grad), window_size, name)
+    _check_memory(window_size, [grad for name, grad in gradients if name not in memory])
     for name, grad in gradients:
         real = _real(grad).to(real_dtype(grad.dtype))
         if name not in memory:
@@ -144,6 +148,19 @@ def gradfilter_ma(
     return memory
 
 
+def _check_memory(window_size: int, grads: list[Tensor]) -> None:
+    needed = Counter[torch.device]()
+    for grad in grads:
+        needed[grad.device] += window_size * _real(grad).numel() * real_dtype(grad.dtype).itemsize
+    for device, size in needed.items():
+        free = free_bytes(device)
+        if free is not None and size > free:
+            raise MemoryError(
+                f"windows of {window_size} gradients take {size:,} bytes on {device}, and {free:,} are free: "
+                "take a smaller window_size, or gradfilter_ema"
+            )
+
+
 def _check_window(window_size: object, filter_type: object, warmup: object, trigger: object) -> None:
     if isinstance(window_size, bool) or not isinstance(window_size, numbers.Integral):
         raise TypeError(f"window_size must be an integer >= 1, got {window_size!r}")
@@ -158,6 +175,8 @@ def _check_window(window_size: object, filter_type: object, warmup: object, trig
 def _check_window_like(of: Any, grad: Tensor, window_size: int, name: str) -> None:
     if not isinstance(of, dict) or not {"grad_window", "grad_sum", "seen"} <= of.keys():
         raise TypeError(f"grads[{name!r}] must be what gradfilter_ma has returned, got {type(of).__name__}")
+    if not (isinstance(of["grad_sum"], Tensor) and isinstance(of["grad_window"], Tensor)):
+        raise TypeError(f"grads[{name!r}] must be what gradfilter_ma has returned: its arrays are no tensors")
     if of["grad_sum"].shape != grad.shape:
         shape = list(of["grad_sum"].shape)
         raise ValueError(f"grads[{name!r}] is for shape {shape}, the gradient has {list(grad.shape)}")
@@ -184,6 +203,8 @@ def _memory(grads: Any) -> dict[str, Any]:
 
 def _gradients(m: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yields the name and gradient of each parameter that has one."""
+    if not isinstance(m, nn.Module):
+        raise TypeError(f"m must be a torch.nn.Module, got {type(m).__name__}")
     for name, param in m.named_parameters():
         grad = param.grad
         if param.requires_grad and grad is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -94,7 +94,7 @@ def run_all(configs: list[Config], out: Path, plan: Plan) -> list[report.Run]:
         for experiment, folder in zip(experiments, folders, strict=True):
             runs.append(train(experiment, folder, plan))
             report.draw(runs, folder.figure, plan.stop_at)
-    except (RunFolderError, OptionChanged, backends.BackendUnavailable) as error:
+    except (RunFolderError, OptionChanged, MemoryError, backends.BackendUnavailable) as error:
         raise refuse(str(error)) from error
     say(f"files: {folder.path} (metrics.jsonl, accuracy.png, checkpoint.pt)")
     return runs
@@ -135,7 +135,10 @@ def grok(
         ),
     ] = None,
     lr: Annotated[float, typer.Option(callback=_must("a number >= 0", lambda x: 0 <= x < math.inf))] = 1e-3,
-    alpha: Annotated[float, typer.Option(callback=_must("in [0, 1)", lambda x: 0 <= x < 1))] = 0.98,
+    alpha: Annotated[
+        float | None,
+        typer.Option(callback=_must("in [0, 1)", lambda x: 0 <= x < 1), help="Of ema. Default: 0.98."),
+    ] = None,
     lamb: Annotated[
         float | None,
         typer.Option(callback=_must("a finite number", math.isfinite), help="Default: 2; mean 5."),
@@ -144,11 +147,11 @@ def grok(
         FilterName, typer.Option("--filter", help="Of ours: the paper's EMA or MA, or none.")
     ] = "ema",
     window: Annotated[
-        int,
+        int | None,
         typer.Option(
-            callback=_must("in 2 to 2^24", lambda x: 2 <= x <= 2**24), help="Gradients of the filter mean."
+            callback=_must("in 2 to 2^24", lambda x: 2 <= x <= 2**24), help="Gradients of mean. Default: 100."
         ),
-    ] = 100,
+    ] = None,
     seed: Annotated[int, typer.Option(callback=_must("in 0 to 2^63 - 1", lambda x: 0 <= x < 2**63))] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     graph: Annotated[bool, typer.Option("--graph", help="The training step as one CUDA graph.")] = False,
@@ -178,13 +181,22 @@ def grok(
         raise refuse(f"--graph captures a CUDA graph and needs --device cuda, got {device}")
     if graph and not all(name.startswith("grok") for name in names):
         raise refuse("--graph captures the steps of grokadam and grokadamw only")
+    usual = FILTERS[grad_filter]
+    given = {"alpha": alpha, "lamb": lamb, "window_size": window}
+    for option in [option for option, value in given.items() if value is not None]:
+        if option not in usual.options:
+            word = "window" if option == "window_size" else option
+            raise refuse(f"--{word} says nothing to --filter {grad_filter}: leave one of them out")
+    chosen: dict[str, Any] = {
+        "lamb": usual.lamb,
+        **{option: value for option, value in given.items() if value is not None},
+    }
     plan = Plan(budget, stop_at, resume, overwrite)
     configs = []
     for name in names:
-        usual = FILTERS[grad_filter]
         decay = WEIGHT_DECAY.get(name, usual.weight_decay) if weight_decay is None else weight_decay
-        config = Config(name, decay, lr, alpha, usual.lamb if lamb is None else lamb, seed, device, backend)
-        configs.append(replace(config, graph=graph, grad_filter=grad_filter, window_size=window))
+        where: dict[str, Any] = {"seed": seed, "device": device, "backend": backend, "graph": graph}
+        configs.append(Config(name, decay, lr, grad_filter=grad_filter, **where, **chosen))
     runs = run_all(configs, out, plan)
     console.print(report.table(runs, stop_at))
     console.print(report.HONESTY)

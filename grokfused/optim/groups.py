@@ -14,11 +14,14 @@ from grokfused.step.clipping import max_norm_of
 from grokfused.step.options import check_options, plain, warn_of_typos
 
 IDLE = (
-    "lamb=0 adds nothing, but the slow gradient is kept and moved (4 bytes per parameter in float32). "
-    "grad_filter='none' keeps none, until group['grad_filter'] = 'ema' turns it on. For a lamb that is "
-    "raised later, with the slow gradient known by then: construct with that lamb and then write "
-    "group['lamb'] = 0, which brings no warning"
+    "lamb=0 adds nothing, but what grad_filter={!r} remembers is kept and moved ({}). grad_filter='none' "
+    "keeps nothing, until group['grad_filter'] = {!r} turns it on. For a lamb that is raised later, with the "
+    "memory known by then: construct with that lamb and then write group['lamb'] = 0, which brings no warning"
 )
+KEPT = {
+    "ema": "4 bytes per parameter in float32",
+    "mean": "window_size gradients and their sum per parameter",
+}
 # What an optimizer may lack that was pickled by an older version.
 SINCE_THEN: dict[str, Any] = {
     "max_grad_norm": None,
@@ -59,7 +62,8 @@ def checked_group(
         if not (isinstance(tensor, Tensor) and (is_lazy(tensor) or not tensor.requires_grad)):
             check_param(tensor, f"parameter {name!r} of group {len(others)}")
     if _idle(options) and not any(map(_idle, others)):
-        warnings.warn(IDLE, stacklevel=3)
+        name = options["grad_filter"]
+        warnings.warn(IDLE.format(name, KEPT[name], name), stacklevel=3)
     return group
 
 

@@ -68,17 +68,21 @@ class GrokAdam(Masking, Optimizer):
             the last steps, so "mean" begins another one. (default: "ema")
         alpha: Memory of the slow gradient; 1 / (1 - alpha) is its time constant in steps. In [0, 1).
             (default: 0.98)
-        lamb: How much of the slow gradient is added. Any finite number. The defaults of alpha and lamb are
+        lamb: How much of the slow gradient, or of the mean, is added. Any finite number. The defaults of alpha and lamb are
             the paper's; short runs without grokking end worse with them: docs/which-settings.md.
             (default: 2.0)
         grad_ema_init: "first": the slow gradient starts as the first gradient, as in the authors'
             code; "zero": it starts as 0. (default: "first")
         window_size: For "mean": how many gradients the window holds, the present one included; in
-            [2, 2^24]. A step takes the same time whatever it is: it keeps their running sum, and every
-            element's sum is taken afresh from the window once in window_size steps. With A, the largest sum
-            of an element's magnitudes in a window of the last 2 * window_size steps, its mean is then wrong
-            by at most 3 * 2^-24 * A. A gradient that is infinite or NaN makes the sum so while it is in
-            the window, and up to window_size - 1 steps longer. (default: 100)
+            [2, 2^24]. On average a step takes the same time whatever it is: it keeps their running sum, and
+            every element's sum is taken afresh from the window once in window_size steps (1,024 neighbours
+            of a tensor in the same one, so that many small tensors have theirs together). With A, the
+            largest sum of an element's magnitudes in a window of the last 2 * window_size steps, its mean is
+            then wrong by at most 3 * 2^-24 * A. A gradient that is infinite or NaN makes the sum so while it
+            is in the window, and up to window_size - 1 steps longer. Gradients are counted by the
+            parameter's ``step``: who sets that back deletes ``grad_window`` too. What a mask leaves out
+            enters no window: after "freeze" the gradients from before it stand there, after "zero" zeros.
+            (default: 100)
         filter_type: For "mean": "mean", or "sum" to have lamb multiply the sum. (default: "mean")
         filter_warmup: For "mean": True amplifies nothing until the window is full; False takes the mean
             of the gradients there are, from the first one on. (default: True)

@@ -34,6 +34,8 @@ def _loss(name: str, value: object) -> float:
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"{text}, got shape {list(value.shape)}")
+        if value.is_meta:
+            raise ValueError(f"{text}, got one on the meta device, which has no value")
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{text}, got {value!r}")

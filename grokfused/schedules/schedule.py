@@ -56,6 +56,8 @@ class Schedule(GroupOption):
         super().__init__(optimizer, option)
         self.each = isinstance(value, (list, tuple))
         given = value if isinstance(value, (list, tuple)) else [value]
+        if self.each and not given:
+            raise ValueError(f"{option} must have a schedule for each group, got an empty list")
         self.values = [None if self.each and one is None else function_of(one) for one in given]
         if isinstance(last_epoch, bool) or not isinstance(last_epoch, int) or last_epoch < -1:
             raise ValueError(f"last_epoch must be an integer >= -1, got {last_epoch!r}")

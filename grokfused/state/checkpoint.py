@@ -150,38 +150,41 @@ def saved_states(
     _check_keys(saved_groups, states)
     states = {key: there_in(state) if isinstance(state, dict) else state for key, state in states.items()}
     found: list[tuple[Tensor, Mapping[str, Any], Mapping[str, Any]]] = []
+    lost = 0  # windows
     every_option = [{**defaults, **saved_group} for saved_group in saved_groups]
     for number, (group, saved_group) in enumerate(zip(groups, saved_groups, strict=True)):
         _check_group(saved_group, every_option[number], f"param_groups[{number}]")
         for key, param in dict(zip(saved_group["params"], group["params"], strict=True)).items():
             if state := states.get(key):
                 _check_window(group, every_option[number], state, f"state[{key!r}]")
+                lost += saved_group.get("grad_filter") == "mean" and "grad_window" not in state
                 _check_state(param, state, every_option[number], f"state[{key!r}]")
                 found.append((param, every_option[number], state))
         _check_masks(saved_group, states, f"param_groups[{number}]")
     max_norm_of(every_option)
+    if lost:
+        warnings.warn(
+            f"{lost} states of groups with grad_filter='mean' have no window of gradients: they begin "
+            "another one. torch.distributed.checkpoint loads a window only where there is a place for it, which "
+            "grokfused.dcp.LoadPlanner makes, and a step with grad_filter='mean' before loading",
+            stacklevel=4,
+        )
     return found
 
 
 def _check_window(
     group: Mapping[str, Any], options: Mapping[str, Any], state: Mapping[str, Any], name: str
 ) -> None:
-    """Raises ValueError where a window would come into an optimizer that was made for another one.
-
-    Warns where one is missing.
-    """
-    if options["grad_filter"] == "mean" and "grad_window" not in state:
-        warnings.warn(
-            f"{name} has no window of gradients, though its group's filter is the mean: it begins anew. "
-            "torch.distributed.checkpoint loads one only where there is a place for it: "
-            "grokfused.dcp.LoadPlanner makes one, and so does a step with grad_filter='mean' before loading",
-            stacklevel=4,
-        )
+    """Raises ValueError where a window comes into an optimizer that was made for another one, or in part."""
+    parts = [key for key in ("grad_window", "grad_sum", WINDOW_START) if key in state]
+    if 0 < len(parts) < 3:
+        raise ValueError(f"{name} has of its window only {parts}: restore the rest, or leave these out")
     wanted, got = group["window_size"], options["window_size"]
     if "grad_window" in state and group["grad_filter"] == options["grad_filter"] == "mean" and wanted != got:
         raise ValueError(
             f"{name} has a window of {got} gradients, and this optimizer was made with window_size={wanted}: "
-            f"make it with window_size={got}, or leave grad_window and grad_sum out of the state dict"
+            f"make it with window_size={got}; or leave {parts} out of the state dict, and write the other "
+            "window_size into its group: another window is then begun"
         )
 
 
@@ -217,7 +220,7 @@ def _check_array(param: Tensor, value: object, array: Array, options: Mapping[st
             f"{name} has shape {list(value.shape)}, its parameter {list(param.shape)}{about} would have "
             f"{list(wanted)}: the state dict belongs to another model"
         )
-    dtype = array.dtype(param, options, state_dtype_for(param, options["state_dtype"]))
+    dtype = _dtype(array, param, value, options)
     difference = unlike(param, value, planes=array.planes_of(options))
     if difference:
         raise ValueError(f"{name} {difference}: {TO_RESHARD}")
@@ -236,6 +239,13 @@ def _check_array(param: Tensor, value: object, array: Array, options: Mapping[st
         )
 
 
+def _dtype(array: Array, param: Tensor, value: Tensor, options: Mapping[str, Any]) -> torch.dtype:
+    """Returns the dtype that a loaded array shall have; windows of one group may differ, and keep theirs."""
+    if array.of == "window" and param.dtype not in OWN_STATES and value.dtype in STATE_DTYPES.values():
+        return value.dtype
+    return array.dtype(param, options, state_dtype_for(param, options["state_dtype"]))
+
+
 @torch.no_grad()
 def owned_state(param: Tensor, options: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a state like the parameter's, ours with memory of its own: torch's loader would cast and share.
@@ -243,13 +253,12 @@ def owned_state(param: Tensor, options: Mapping[str, Any], saved: Mapping[str, A
     What others have put there comes along, its tensors on the device of the parameter.
     """
     own = {"step", *STARTS, *MASK, *NAMES}
-    dtype = state_dtype_for(param, options["state_dtype"])
     state = {key: value if key in own else _moved(value, param.device) for key, value in saved.items()}
     for array in there(saved):
         if array.like_param and saved[array.name].dtype != param.dtype:
             del state[array.name]  # as in a step: what one rounding cut off says nothing of another's values
         else:
-            kind = array.dtype(param, options, dtype)
+            kind = _dtype(array, param, saved[array.name], options)
             state[array.name] = state_like(param, kind, saved[array.name], array.planes_of(options))
     kept = take_mask(state, param)
     if kept is not None:

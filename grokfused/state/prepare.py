@@ -31,7 +31,7 @@ from grokfused.state.storage import (
     state_like,
     widens,
 )
-from grokfused.step.grad_filter import WINDOW, note_start, start_key
+from grokfused.step.grad_filter import STARTS, WINDOW, WINDOW_START, note_start, start_key
 from grokfused.step.mask import check_packed, cleared, fitting
 from grokfused.step.options import check_choices
 
@@ -105,24 +105,33 @@ def check_state(param: Tensor, state: Mapping[str, Any], group: Group, name: obj
         check_mask_of(state, param, name)
     elif "mask" in state:
         check_packed(state["mask"], param, name)
-    wrong = wrong_step(state.get("step", 0))
-    if wrong:
-        raise RuntimeError(f"the step count of {name} {wrong}")
+    for key in ("step", *STARTS):
+        if wrong := wrong_step(state.get(key, 0)):
+            which = "step count" if key == "step" else f"note {key!r}"
+            raise RuntimeError(f"the {which} of {name} {wrong}")
+    if "grad_window" in [array.name for array in arrays] and WINDOW_START not in state:
+        raise RuntimeError(
+            f"the state of {name} has lost {WINDOW_START!r}, after how many steps its window was begun: "
+            "restore it, or delete grad_window"
+        )
     for array in arrays:
         value = state[array.name]
         which = f"the state {array.name!r} of {name}"
         if not isinstance(value, Tensor):
             raise RuntimeError(f"{which} must be a tensor, got {type(value).__name__}")
-        wanted = {"shape": array.shape(param, group), "device": param.device, "layout": param.layout}
+        shape = array.shape(param, group)
+        wanted = {"shape": shape, "device": param.device, "layout": param.layout}
         for what, own in wanted.items():
             if own != getattr(value, what):
-                hint = OTHER_WINDOW if array.planes == WINDOW and what == "shape" else ""
+                is_other_window = what == "shape" and array.planes == WINDOW and value.shape[1:] == shape[1:]
+                hint = OTHER_WINDOW if is_other_window else ""
                 raise RuntimeError(f"{which} must have {what} {own}, got {getattr(value, what)}{hint}")
         difference = unlike(param, value, planes=array.planes_of(group))
         if difference:
             raise RuntimeError(f"{which} {difference}")
         if array.of == "real":
-            if value.dtype != (own := array.dtype(param, group, value.dtype)):
+            own = array.dtype(param, group, value.dtype)
+            if value.dtype != own and not (param.dtype in OWN_STATES and widens(value.dtype, own)):
                 raise RuntimeError(f"{which} must be {own}, got {value.dtype}")
         elif array.of == "window" and param.dtype not in OWN_STATES:
             if value.dtype not in STATE_DTYPES.values():
@@ -160,7 +169,8 @@ def prepare_state(param: Tensor, state: State, group: Group) -> None:
     for array in needed:
         own, planes = array.dtype(param, group, dtype), array.planes_of(group)
         if array.name in state:
-            kept = state[array.name].dtype if array.of == "window" else own
+            keeps = array.of == "window" and param.dtype not in OWN_STATES
+            kept = state[array.name].dtype if keeps else own
             state[array.name] = _lying_like(param, state[array.name].to(kept), planes)
         elif array.planes == ONE_PER_BLOCK:  # after the arrays that are stored by it
             state |= as_stored(state, param, array.name)

@@ -39,8 +39,8 @@ def as_saved(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> dict[s
     A mask is a tensor of codes (``mask.coded``). The memory of a filter whose first step was cancelled by an
     overflow is left out: it is made anew, and begins with the next step. (Not where torch keeps what the
     loading optimizer has, with ``full_state_dict``: zeros.) Each group tells how many ``masks`` it has, so
-    that none is lost unnoticed on the way, and the ``state_dtype`` and ``window_dtype`` that its states have:
-    they keep those in which they were made, whatever the options have become.
+    that none is lost unnoticed on the way, and the ``state_dtype``, ``window_dtype`` and ``window_size`` that
+    its states have: they keep those with which they were made, whatever the options have become.
 
     Args:
         groups: The optimizer's parameter groups.
@@ -54,21 +54,22 @@ def as_saved(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> dict[s
         ):
             states[key] = _saved(state, param)
     saved_groups = [
-        {**group, **_kept_dtypes(group, states), MASKS: masks_of(group, states)}
+        {**group, **_kept_options(group, states), MASKS: masks_of(group, states)}
         for group in state_dict["param_groups"]
     ]
     return {**state_dict, "state": states, "param_groups": saved_groups}
 
 
-def _kept_dtypes(group: Mapping[str, Any], states: Mapping[Any, Any]) -> dict[str, str]:
+def _kept_options(group: Mapping[str, Any], states: Mapping[Any, Any]) -> dict[str, Any]:
     """Returns the options for which states were made; the wider one, where it was changed in between."""
     own = [state for key in group["params"] if isinstance(state := states.get(key), dict)]
-    kept: dict[str, str] = {}
+    kept: dict[str, Any] = {}
     for option, array in {"state_dtype": MOMENTS[0], "window_dtype": "grad_window"}.items():
         found = {state[array].dtype for state in own if isinstance(state.get(array), Tensor)}
         names = [name for name, dtype in STATE_DTYPES.items() if dtype in found]
         kept |= {option: names[0]} if names else {}
-    return kept
+    sizes = {len(state["grad_window"]) for state in own if isinstance(state.get("grad_window"), Tensor)}
+    return kept | ({"window_size": sizes.pop()} if sizes else {})
 
 
 def _saved(state: Mapping[str, Any], param: Tensor) -> dict[str, Any]:

@@ -123,7 +123,8 @@ def divisor(gate: Gate, step: Any, first: Any, where: Any, smaller: Any) -> Any:
         where: (condition, a, b) -> a or b.
         smaller: (a, b) -> the smaller one.
     """
-    seen = step - first + 1.0
-    amplifies = (gate.after < step) & (step <= gate.until) & ((gate.full_only == 0) | (seen >= gate.window))
+    seen = step - first + 1.0  # below 1 where someone has set the step count back
+    enough = where(gate.full_only != 0, gate.window, 1.0)
+    amplifies = (gate.after < step) & (step <= gate.until) & (seen >= enough)
     length = where(gate.summed != 0, 1.0, smaller(seen, gate.window))
     return where(amplifies, length, math.inf)

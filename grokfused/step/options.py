@@ -92,7 +92,9 @@ def check_choices(options: Mapping[str, Any]) -> None:
     for name, (least, most) in COUNTS.items():
         check_count(name, options[name], least, most)
     if (stop := options["filter_stop_step"]) is not None:
-        check_count("filter_stop_step", stop, int(options["filter_start_step"]), LONGEST)
+        check_count("filter_stop_step", stop, 0, LONGEST)
+        if stop < (start := options["filter_start_step"]):
+            raise ValueError(f"filter_stop_step must be at least filter_start_step, {start}, got {stop}")
     if options["fused"] and options["differentiable"]:
         raise RuntimeError("`fused` does not support `differentiable`")
     if options["differentiable"]:
