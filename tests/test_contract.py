@@ -61,7 +61,7 @@ MAY_IMPORT = {
     "optim": {"optim", "step", "state"},
     "pruning": {"pruning"},
     "schedules": {"schedules", "step"},
-    "compat": {"compat", "schedules", "optim", "step", "backends"},
+    "compat": {"compat", "schedules", "optim", "step", "backends", "state"},
 }
 
 

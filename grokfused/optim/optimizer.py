@@ -68,9 +68,9 @@ class GrokAdam(Masking, Optimizer):
             the last steps, so "mean" begins another one. (default: "ema")
         alpha: Memory of the slow gradient; 1 / (1 - alpha) is its time constant in steps. In [0, 1).
             (default: 0.98)
-        lamb: How much of the slow gradient, or of the mean, is added. Any finite number. The defaults of alpha and lamb are
-            the paper's; short runs without grokking end worse with them: docs/which-settings.md.
-            (default: 2.0)
+        lamb: How much of the slow gradient, or of the mean, is added. Any finite number. The defaults of
+            alpha and lamb are the paper's for "ema" (for "mean" it has 5); short runs without grokking end
+            worse with them: docs/which-settings.md. (default: 2.0)
         grad_ema_init: "first": the slow gradient starts as the first gradient, as in the authors'
             code; "zero": it starts as 0. (default: "first")
         window_size: For "mean": how many gradients the window holds, the present one included; in

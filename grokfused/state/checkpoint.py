@@ -165,8 +165,8 @@ def saved_states(
     if lost:
         warnings.warn(
             f"{lost} states of groups with grad_filter='mean' have no window of gradients: they begin "
-            "another one. torch.distributed.checkpoint loads a window only where there is a place for it, which "
-            "grokfused.dcp.LoadPlanner makes, and a step with grad_filter='mean' before loading",
+            "another one. torch.distributed.checkpoint loads a window only where there is a place for it: "
+            "grokfused.dcp.LoadPlanner makes one, and so does a step with grad_filter='mean' before loading",
             stacklevel=4,
         )
     return found
