@@ -65,6 +65,12 @@ class TestShapes:
             assert found == sorted(found)
             assert all(0.9 <= value <= 0.98 for value in found)
 
+    @pytest.mark.parametrize("end", ["start", "end"])
+    @pytest.mark.parametrize("shape", [Linear, Cosine])
+    def test_an_end_that_is_no_number_is_refused_by_name(self, shape, end) -> None:
+        with pytest.raises(TypeError, match=f"{end} must be a number or None, got 'x'"):
+            shape(steps=3, **{end: "x"})
+
     @pytest.mark.parametrize("steps", [0, -1, 2.0, True, None])
     @pytest.mark.parametrize("shape", [lambda steps: Linear(steps=steps), WarmUp], ids=["linear", "warm-up"])
     def test_a_length_that_is_none_is_refused(self, shape, steps) -> None:

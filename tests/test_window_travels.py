@@ -88,7 +88,10 @@ def test_a_window_that_was_left_begins_anew_and_is_never_misread() -> None:
             each.param_groups[0]["grad_filter"] = name
             run(each, [owned], [step])
         state = optimizer.state[param]
-        assert ("grad_window" in state, "grad_sum" in state) == (name == "mean", name == "mean")
+        window = {"grad_window", "grad_sum", "grad_window_start"}
+        assert window & state.keys() == (window if name == "mean" else set())
+        resumed, _ = made((1500,), grad_filter=name)
+        resumed.load_state_dict(optimizer.state_dict())  # also of a state that has had a window once
         assert ("grad_ema" in state) == ("ema" in order[: step + 1])
         if name == "mean":
             begun = max(k for k in range(step + 1) if k == 0 or order[k - 1] != "mean")
@@ -269,6 +272,18 @@ def test_windows_of_one_group_keep_their_dtypes_and_a_size_changed_before_saving
     optimizer.param_groups[0]["grad_filter"] = "none"
     other, _ = made((9,), (4,), grad_filter="none")
     other.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("part", ["grad_window", "grad_sum"])
+def test_a_window_of_which_someone_has_taken_a_part_begins_anew(part) -> None:
+    optimizer, (param,) = made((3,))
+    run(optimizer, [param], range(6))
+    del optimizer.state[param][part]
+    assert not {key for key in optimizer.state_dict()["state"][0] if key.startswith(("grad_w", "grad_s"))}
+    run(optimizer, [param], [6])
+    state = optimizer.state[param]
+    assert state["grad_window_start"] == 6.0
+    assert torch.equal(state["grad_sum"], param.grad)
 
 
 def test_a_window_in_part_is_refused_and_a_missing_one_told_once() -> None:

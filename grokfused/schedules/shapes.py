@@ -42,7 +42,7 @@ class Linear:
         steps: An integer >= 1.
 
     Raises:
-        TypeError, ValueError: ``steps`` is none.
+        TypeError, ValueError: ``steps`` is none, or an end no number.
     """
 
     start: float | None = None
@@ -51,6 +51,9 @@ class Linear:
 
     def __post_init__(self) -> None:
         _check_steps(self.steps)
+        for name, value in {"start": self.start, "end": self.end}.items():
+            if isinstance(value, bool) or not (value is None or isinstance(value, numbers.Real)):
+                raise TypeError(f"{name} must be a number or None, got {value!r}")
 
     def __call__(self, step: int, initial: float) -> float:
         """Returns the value after so many steps."""

@@ -193,6 +193,8 @@ def drop_what_is_over(state: State, param: Tensor, needed: Sequence[Array]) -> N
         if is_other or any(other not in needed or other.name not in state for other in together):
             for other in together:
                 state.pop(other.name, None)
+    if "grad_window" not in state:
+        state.pop(WINDOW_START, None)
 
 
 def _lying_like(param: Tensor, value: Tensor, planes: int) -> Tensor:

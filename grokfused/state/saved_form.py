@@ -29,6 +29,7 @@ from grokfused.step.mask import (
     unpack,
 )
 
+WINDOW_PARTS = tuple(FILTERS["mean"].states)
 MASK = {"mask", "mask_mode"}  # of a saved state; the mode, a string beside a bool mask, is of older versions
 MASKS = "masks"  # of a saved group: how many of its parameters have one
 
@@ -50,7 +51,8 @@ def as_saved(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> dict[s
     for key, param in enumerate(param for group in groups for param in group["params"]):
         state = states.get(key)
         if isinstance(state, dict) and (
-            not state.keys().isdisjoint((*SHARED, *STARTS)) or isinstance(state.get("mask"), PackedMask)
+            not state.keys().isdisjoint((*SHARED, *STARTS, *WINDOW_PARTS))
+            or isinstance(state.get("mask"), PackedMask)
         ):
             states[key] = _saved(state, param)
     saved_groups = [
@@ -77,7 +79,9 @@ def _saved(state: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
     memory = {name for kind in pending for name in kind.states}
     shown = as_numbers(state, param).items()
     saved = {key: value for key, value in shown if key not in (*STARTS, *memory)}
-    if WINDOW_START in state and memory.isdisjoint(FILTERS["mean"].states):
+    if not state.keys() >= {*WINDOW_PARTS, WINDOW_START}:  # someone has taken a part away: a step begins anew
+        saved = {key: value for key, value in saved.items() if key not in WINDOW_PARTS}
+    elif "grad_window" in saved:
         # [1]: of [], torch.distributed.checkpoint makes an error where the loading optimizer has none.
         saved[WINDOW_START] = torch.tensor([float(state[WINDOW_START])], dtype=torch.float32, device="cpu")
     if isinstance(mask := state.get("mask"), PackedMask):
