@@ -12,7 +12,6 @@ namespace grokfused::cpu {
 // Elements that are looked at together to say whether few words of the mask keep something (one of kSparse),
 // and how far ahead of a step its words are then fetched.
 constexpr int kMaskBlock = 32 * kTile, kSparse = 4, kAhead = 4 * kTile;
-constexpr size_t kCacheLine = 64;
 
 // Elements of which a mask keeps none. Their states are 0 since the mask was set, and nothing has written
 // them; their parameters are looked at, because any code may write those.

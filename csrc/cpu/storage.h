@@ -9,6 +9,8 @@
 
 namespace grokfused::cpu {
 
+constexpr size_t kCacheLine = 64;
+
 // Rounds the values of parameters. What the rounding cuts off is stored as the rest under Kahan's, which
 // alone has one; `key` and `first` are what the random bits of the first element are made of, for the
 // stochastic one.

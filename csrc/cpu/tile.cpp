@@ -5,8 +5,6 @@
 namespace grokfused::cpu {
 namespace {
 
-constexpr size_t kCacheLine = 64;
-
 // Minus 0 in either format of 16 bits: the one number that changes no other when it is added.
 struct NoRest {
   uint16_t values[kTile];

@@ -2,11 +2,10 @@
 
 #include "../step/element_step.h"
 #include "clones.h"
+#include "storage.h"
 
 namespace grokfused::cpu {
 namespace {
-
-constexpr size_t kCacheLine = 64;
 
 template <class Param, class Stored>
 GROK_CPU_CLONES void amplify(const WindowTile& of_tile, int size, const void* of_step) {
@@ -23,7 +22,7 @@ GROK_CPU_CLONES void amplify(const WindowTile& of_tile, int size, const void* of
   for (int i = 0; i < size; ++i) {
     Element<Real, Mean::States> element;
     element.grad = Param::widen(grad[i]) * scalars.grad_factor;
-    element.grad_sum = sum[i] - Stored::widen(leaving[i]);
+    element.grad_sum = taken_off(sum[i], Stored::widen(leaving[i]));
     Mean::apply(element, scalars, Stored::kFormat);
     entering[i] = Stored::round(element.grad_window);
     new_sum[i] = element.grad_sum;
@@ -46,7 +45,7 @@ GROK_CPU_CLONES void sum_others(const void* leaving, const Window& window, void*
     const auto* plane = planes + window.behind(k);
     fetch(planes + window.behind(k + 1 < window.size ? k + 1 : k), size * sizeof *planes);
 #pragma omp simd
-    for (int i = 0; i < size; ++i) sums[i] = sums[i] + Stored::widen(plane[i]);
+    for (int i = 0; i < size; ++i) sums[i] = added(sums[i], Stored::widen(plane[i]));
   }
 }
 

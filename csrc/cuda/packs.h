@@ -243,7 +243,7 @@ struct Packs : StatePacks<Stored, typename Stored::States, kWidth> {
       for (int32_t older = 1; older < window.size; ++older) {
         const auto plane = pack.read(slice.states[kWindowPlace], at + window.behind(older));
 #pragma unroll
-        for (int k = 0; k < kWidth; ++k) sum.values[k] = sum.values[k] + plane.values[k];
+        for (int k = 0; k < kWidth; ++k) sum.values[k] = added(sum.values[k], plane.values[k]);
       }
     });
   }
@@ -253,7 +253,7 @@ struct Packs : StatePacks<Stored, typename Stored::States, kWidth> {
     auto& sum = state(GradSum{});
     const auto& leaving = state(GradWindow{});
 #pragma unroll
-    for (int k = 0; k < kWidth; ++k) sum.values[k] = sum.values[k] - leaving.values[k];
+    for (int k = 0; k < kWidth; ++k) sum.values[k] = taken_off(sum.values[k], leaving.values[k]);
   }
 
   // True when every array of the slice begins where a pack may, and so each plane of a window.

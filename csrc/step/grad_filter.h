@@ -8,6 +8,7 @@
 #include "fail.h"
 #include "portable.h"
 #include "storage.h"
+#include "windows.h"
 
 namespace grokfused {
 
@@ -61,7 +62,7 @@ struct Mean {
   template <class Element, class Scalars>
   static GROK_HD void apply(Element& element, const Scalars& scalars, Format window) {
     element.grad_window = as_stored(element.grad, window);
-    element.grad_sum = element.grad_sum + element.grad_window;
+    element.grad_sum = added(element.grad_sum, element.grad_window);
     element.grad = scalars.lamb != 0 ? element.grad + scalars.lamb * element.grad_sum : element.grad;
   }
 };

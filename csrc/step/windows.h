@@ -29,6 +29,16 @@ struct Window {
   GROK_HD int64_t behind(int32_t k) const { return (place + k < size ? k : k - size) * plane; }
 };
 
+// The two operations on a sum: all others of a step are its filter's.
+template <class Real>
+GROK_HD Real taken_off(Real sum, Real leaving) {
+  return sum - leaving;
+}
+template <class Real>
+GROK_HD Real added(Real sum, Real gradient) {
+  return sum + gradient;
+}
+
 // Of step 1, 2, ...; elements are counted from `first` on, which begins a turn.
 GROK_HD Window window_of(int32_t size, float step, int64_t plane, int64_t first = 0) {
   const int32_t place = size ? (static_cast<int32_t>(step) - 1) % size : 0;

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from grokfused.backends import windows
 from grokfused.backends.reference import GRAD_FILTERS, Scalars, real_dtype
-from grokfused.state.memory import free_bytes
+from grokfused.state.memory import refuse_windows_larger_than_what_is_free
 from grokfused.step.options import check_flag
 from grokfused.step.scalars import checked_number, scalar_table
 
@@ -152,13 +152,7 @@ def _check_memory(window_size: int, grads: list[Tensor]) -> None:
     needed = Counter[torch.device]()
     for grad in grads:
         needed[grad.device] += window_size * _real(grad).numel() * real_dtype(grad.dtype).itemsize
-    for device, size in needed.items():
-        free = free_bytes(device)
-        if free is not None and size > free:
-            raise MemoryError(
-                f"windows of {window_size} gradients take {size:,} bytes on {device}, and {free:,} are free: "
-                "take a smaller window_size, or gradfilter_ema"
-            )
+    refuse_windows_larger_than_what_is_free(needed, "or gradfilter_ema")
 
 
 def _check_window(window_size: object, filter_type: object, warmup: object, trigger: object) -> None:

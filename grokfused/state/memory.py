@@ -35,12 +35,22 @@ def refuse_what_does_not_fit(
             if array.planes == WINDOW and array.name not in state:
                 dtype = array.dtype(param, group, state_dtype_for(param, group["state_dtype"]))
                 needed[param.device] += array.planes_of(group) * local(param).numel() * dtype.itemsize
+    refuse_windows_larger_than_what_is_free(needed, "window_dtype=torch.bfloat16, or grad_filter='ema'")
+
+
+def refuse_windows_larger_than_what_is_free(needed: Mapping[torch.device, int], instead: str) -> None:
+    """Raises MemoryError where windows of so many bytes do not fit on a device.
+
+    Args:
+        needed: Device -> bytes.
+        instead: What the message names beside a smaller window.
+    """
     for device, size in needed.items():
         free = free_bytes(device)
         if free is not None and size > free:
             raise MemoryError(
-                f"the windows of grad_filter='mean' take {size:,} bytes on {device}, and {free:,} are free: "
-                "take a smaller window_size, window_dtype=torch.bfloat16, or grad_filter='ema'"
+                f"the windows of gradients take {size:,} bytes on {device}, and {free:,} are free: take a "
+                f"smaller window_size, {instead}"
             )
 
 
