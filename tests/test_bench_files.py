@@ -136,7 +136,8 @@ def test_a_disk_that_fills_while_it_is_measured_is_told(monkeypatch, tmp_path) -
 
 def test_pytest_benchmark_runs_groups_and_compares_the_suite(tmp_path, monkeypatch, capsys) -> None:
     comparison = pytest.importorskip("pytest_benchmark.cli")
-    if find_spec("pygal") is None:  # imported it would stay, and have a part in every later import
+    # A machine of `make gpu-check` has none. Asked for, as imported it would stay in every later import.
+    if find_spec("pygal") is None:
         pytest.skip("pytest-benchmark draws histograms with the package pygal")
     path = tmp_path / "run.json"
     chosen = [f"bench/test_step.py::test_step[demo-{name}-float32]" for name in (FUSED, COPY)]
