@@ -32,7 +32,7 @@ def work(rank: int, world_size: int, folder: Path, cases: list[Callable[[Path], 
         init_method=f"file://{folder}/meeting{world_size}",
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=300),
     )
     warnings.simplefilter("error")
     for case in cases:

@@ -91,6 +91,6 @@ def test_the_example_trains_on_two_processes_and_goes_on_with_one(tmp_path) -> N
             capture_output=True,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            timeout=150,
+            timeout=600,
         )
         assert end in ran.stdout, ran.stderr
