@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from grokfused.lab.bench import show
 from grokfused.lab.bench.implementations import IMPLEMENTATIONS, OURS
 from grokfused.lab.bench.traffic import Traffic, traffic
 
@@ -97,20 +98,20 @@ def cost_table(parameters: float, variants: Sequence[str]) -> str:
 def check_table(rows: Sequence[dict[str, Any]]) -> str:
     """Returns, of ours in a recorded run, the time against GrokAdamW's: by the bytes, and measured."""
     base = next(row for row in rows if row["implementation"] == OURS)
-    header = ["implementation", "bytes", "x by bytes", "x measured (quartiles)", "of copy"]
+    header = ["implementation", "bytes", "x by bytes", "x measured (quartiles)", "of limit"]
     lines = []
     for row in rows:
         if row["implementation"] not in IMPLEMENTATIONS or "times_longer_than" not in row:
             continue
         found = row["times_longer_than"][OURS]
-        moved = row["bytes_per_element"]
+        moved, share = row["bytes_per_element"], show.share_of(row)
         lines.append(
             [
                 row["implementation"],
                 f"{moved:g}",
                 f"{moved / base['bytes_per_element']:.2f}",
                 f"{found['median']:.2f} ({found['low']:.2f}-{found['high']:.2f})",
-                f"{row['share_of_copy']['median']:.2f}",
+                f"{share['median']:.2f}" if share else "-",
             ]
         )
     return markdown(header, lines)

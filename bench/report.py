@@ -25,8 +25,9 @@ SECTION = re.compile(r"(<!-- (measured|checked|computed): (.*?) -->\n).*?(<!-- /
 
 
 def recorded(run: str) -> dict[str, Any]:
-    """Returns the run called ``run``."""
-    record: dict[str, Any] = json.loads((RESULTS / f"{run}.json").read_text())
+    """Returns the run called ``run``; where there is none, one without rows."""
+    path = RESULTS / f"{run}.json"
+    record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": []}
     return record
 
 
@@ -42,8 +43,10 @@ def of_aims(found: Sequence[aims.Aim]) -> str:
 def section(record: dict[str, Any], name: str) -> str:
     """Returns a set of a recorded run: where, every row, and what was aimed at."""
     rows = [row for row in record["rows"] if row["set"] == name]
+    if not rows:
+        return "Not recorded yet.\n"
     parts = [f"{show.where(record['machine'])} {show.LEGEND}\n", show.markdown(rows)]
-    if found := aims.of_set(name, rows):
+    if found := aims.of_run(record["machine"], name, rows):
         parts.append(of_aims(found))
     return "\n".join(parts)
 
@@ -72,10 +75,12 @@ def main() -> None:
         path.write_text(written_into(path.read_text()))
     console = Console()
     for path in sorted(RESULTS.glob("cpu*.json")):
-        rows = json.loads(path.read_text())["rows"]
+        record = json.loads(path.read_text())
+        rows = record["rows"]
         plots.draw(rows, path.with_suffix(".png"))
         for name in dict.fromkeys(row["set"] for row in rows):
-            aims.show(console, aims.of_set(name, [row for row in rows if row["set"] == name]))
+            own = [row for row in rows if row["set"] == name]
+            aims.show(console, aims.of_run(record["machine"], name, own))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ def test_the_model_stands_beside_what_was_measured() -> None:
             "implementation": name,
             "bytes_per_element": moved,
             "times_longer_than": {"GrokAdamW": spread},
-            "share_of_copy": spread,
+            "device": "cpu",
+            "share_of_limit": spread,
         }
         for name, moved in (("GrokAdamW", 36), ("AdamW(fused)", 28))
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from grokfused import GrokAdamW
 from grokfused.backends import BACKENDS, reference
 from grokfused.lab.bench.cases import Shapes
 from grokfused.lab.bench.timing import Step
-from grokfused.lab.bench.traffic import traffic, under_masks
+from grokfused.lab.bench.traffic import Traffic, traffic, under_masks
 from grokfused.state.storage import PARAM_ROUNDINGS
 from grokfused.step.grad_filter import FILTERS
 from grokfused.step.mask import pack
@@ -28,6 +28,8 @@ FOREACH_EMA = f"foreach EMA + {FUSED}"
 PYTHON_EMA = f"Python Grokfast + {FUSED}"
 MASKED_FUSED = f"foreach EMA + grad * mask + {FUSED} + param * mask"
 NARROW = "GrokAdamW, bfloat16 states"
+NARROWEST = "GrokAdamW, bfloat16 parameters and states"
+EIGHT_BITS = "GrokAdamW, 8-bit states"
 CLIPPING, CLIP_FIRST, CLIP_FUSED = f"{OURS}(max_grad_norm)", f"clip + {OURS}", f"clip + {FUSED}"
 MAX_NORM = 1.0  # the gradients' is far above: every step clips
 DENSITIES = (1.0, 0.5, 0.1, 0.01)
@@ -75,15 +77,15 @@ class Work(NamedTuple):
     mask: Mask | None = None
     states: str = "ours"
 
-    def bytes_per_element(self, params: list[Tensor]) -> float:
-        """Returns what a step that does this must move at least."""
+    def traffic(self, params: list[Tensor]) -> Traffic:
+        """Returns what a step that does this must move at least, in bytes per element."""
         dtype = params[0].dtype
         itemsize = {"ours": None, "as params": dtype.itemsize, "8 bits": 1}[self.states]
         dense = traffic(self.options, dtype, itemsize)
         if self.mask is None:
-            return dense.total
+            return dense
         packed = [pack(mask, p, "zero") for mask, p in zip(self.mask.of(params), params, strict=True)]
-        return under_masks(dense, packed, dtype).total
+        return under_masks(dense, packed, dtype)
 
 
 GROKFAST = Work(states="as params")  # of those who write it with torch
@@ -95,7 +97,8 @@ class Implementation:
 
     ``make`` is given parameters with gradients and returns the step. ``work`` is None for the copy, which is
     no step. ``writes_grads``: the step changes the gradients, which are then restored before each timing.
-    ``window_bytes``: what a window of gradients takes for each element.
+    ``window_bytes``: what a window of gradients takes for each element. ``dtype``: of its parameters, where
+    that is not the case's.
     """
 
     name: str
@@ -103,6 +106,7 @@ class Implementation:
     work: Work | None = field(default_factory=Work)
     writes_grads: bool = False
     window_bytes: int = 0
+    dtype: torch.dtype | None = None
 
 
 def parameters(shapes: Shapes, place: Place = Place()) -> list[Tensor]:  # noqa: B008  (immutable)
@@ -254,6 +258,8 @@ def _variants() -> list[Implementation]:
         ours(),
         ours(NARROW, **narrow),
         ours(f"{NARROW}, nearest", **narrow, state_rounding="nearest"),
+        replace(ours(NARROWEST, **narrow), dtype=torch.bfloat16),
+        ours(EIGHT_BITS, state_dtype="block8"),
         ours(CLIPPING, max_grad_norm=MAX_NORM),
         ours("GrokAdamW, capturable", capturable=True),
         *(ours(f"GrokAdamW, grad_filter={name}", grad_filter=name) for name in filters),

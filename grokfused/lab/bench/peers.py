@@ -61,7 +61,8 @@ class Peer(NamedTuple):
         return Implementation(name, self.make, self.work, self.writes_grads)
 
 
-PLAIN, EIGHT_BITS = Work(NO_FILTER, states="as params"), Work(NO_FILTER, states="8 bits")
+BNB, AO = "bitsandbytes AdamW8bit", "torchao AdamW8bit"
+PLAIN, OF_8_BITS = Work(NO_FILTER, states="as params"), Work(NO_FILTER, states="8 bits")
 # grokadamw: its clipping is per tensor, and gamma changes beta1 from tensor to tensor: both are off. Its
 # slow gradient starts as 0. grokfast-pytorch multiplies the decay by lr / (the lr at the beginning).
 # HeavyBall frees the gradients it has used, and there is nothing to do in the next step: not here.
@@ -91,8 +92,8 @@ PEERS: dict[str, Peer] = {
     "heavyball AdamW": Peer(
         "heavyball", "heavyball:AdamW", {**ADAMW, "consume_grad": False}, Work(NO_FILTER)
     ),
-    "bitsandbytes AdamW8bit": Peer("bitsandbytes", "bitsandbytes.optim:AdamW8bit", ADAMW, EIGHT_BITS),
-    "torchao AdamW8bit": Peer("torchao", "torchao.optim:AdamW8bit", ADAMW, EIGHT_BITS),
+    BNB: Peer("bitsandbytes", "bitsandbytes.optim:AdamW8bit", ADAMW, OF_8_BITS),
+    AO: Peer("torchao", "torchao.optim:AdamW8bit", ADAMW, OF_8_BITS),
 }
 ALL: dict[str, Implementation] = {
     **{name: each for name, each in IMPLEMENTATIONS.items() if each.work},

@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from grokfused.lab.bench.show import groups
+from grokfused.lab.bench.show import groups, share_of
 
 CURVES = {
     "parameters": ("elements", "parameters in one tensor"),
@@ -28,9 +28,9 @@ def _measured(rows: Sequence[Row]) -> list[Row]:
 
 
 def roofline(axes: Axes, title: str, rows: Sequence[Row]) -> None:
-    """Draws each implementation's share of the bandwidth of a copy, with its quartiles."""
-    shown = [row for row in rows if row["share_of_copy"]][::-1]
-    shares = [row["share_of_copy"] for row in shown]
+    """Draws each implementation's share of the limit, with its quartiles."""
+    found = [(row, share) for row in rows[::-1] if (share := share_of(row))]
+    shown, shares = [row for row, _ in found], [share for _, share in found]
     medians = [share["median"] for share in shares]
     errors = [
         [share["median"] - share["low"] for share in shares],
@@ -39,7 +39,7 @@ def roofline(axes: Axes, title: str, rows: Sequence[Row]) -> None:
     colors = ["C0" if row["implementation"].startswith("GrokAdamW") else "0.7" for row in shown]
     axes.barh([row["implementation"] for row in shown], medians, xerr=errors, color=colors, ecolor="0.3")
     axes.axvline(1, color="0.3", linewidth=0.8)
-    axes.set(xlabel="bytes per second, of a copy's in the same rounds")
+    axes.set(xlabel="share of the limit in the same rounds")
     axes.set_title(title, fontsize=9)
     axes.tick_params(axis="y", labelsize=7)
 

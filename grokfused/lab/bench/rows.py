@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from grokfused.lab.bench.implementations import (
     grads_of,
     parameters,
 )
+from grokfused.lab.bench.in_place import Limits, NoLimit
 from grokfused.lab.bench.probes import Others, probe
 from grokfused.lab.bench.timing import (
     CLOCKS,
@@ -33,9 +34,11 @@ from grokfused.lab.bench.timing import (
     ratios,
     spread,
 )
+from grokfused.lab.bench.traffic import Traffic
 from grokfused.state.memory import free_bytes
 
 Row = dict[str, Any]
+K = TypeVar("K")
 BASELINES = (OURS, FUSED, FOREACH_EMA)
 COPIED = 2 * torch.float32.itemsize  # bytes per element of the copy
 
@@ -46,13 +49,13 @@ class CannotRun(RuntimeError):
 
 @dataclass
 class Contender:
-    """An implementation that has been made for a case, and has taken its first steps."""
+    """Who takes turns: an implementation that is made for a case, or a limit. Its first steps are taken."""
 
-    implementation: Implementation
     step: Step
-    reset: Callable[[], None]
-    bytes_per_element: float
     seconds: float  # one step took, as a first guess
+    bytes_per_element: float
+    traffic: Traffic | None = None  # of the copy there is none
+    reset: Callable[[], None] = lambda: None
 
 
 def _restoring(params: list[Tensor]) -> Callable[[], None]:
@@ -73,6 +76,7 @@ def ready(implementation: Implementation, shapes: Shapes, place: Place) -> Conte
         CannotRun: Its memory does not suffice.
         Exception: Whatever the implementation raises.
     """
+    place = place._replace(dtype=implementation.dtype or place.dtype)
     # Parameters, gradients and, where they are restored, their copies; three float32 states; a window.
     each = (3 if implementation.writes_grads else 2) * place.dtype.itemsize + 12 + implementation.window_bytes
     needed, free = elements(shapes) * each, free_bytes(torch.device(place.device))
@@ -81,16 +85,35 @@ def ready(implementation: Implementation, shapes: Shapes, place: Place) -> Conte
     params = parameters(shapes, place)
     reset = _restoring(params) if implementation.writes_grads else lambda: None
     work = implementation.work
-    moved = COPIED if work is None else work.bytes_per_element(params)
+    moved = None if work is None else work.traffic(params)
     step = implementation.make(params)
+    return Contender(step, _least(step, place.device), moved.total if moved else COPIED, moved, reset)
+
+
+def _least(step: Step, device: str) -> float:
+    """Takes the first steps, and returns the seconds that the shortest took."""
     seconds = []
     for _ in range(3):  # some compile anew in their second step
         begin = time.perf_counter()
         step()
-        if place.device == "cuda":
+        if device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begin)
-    return Contender(implementation, step, reset, moved, min(seconds))
+    return min(seconds)
+
+
+def limits_of(
+    contenders: Iterable[Contender], shapes: Shapes, place: Place
+) -> tuple[dict[Traffic, Contender], str]:
+    """Returns, for each traffic that a contender has, the limit of all who have it; or why there is none."""
+    if place.device != "cpu":
+        return {}, "a GPU's is the copy"
+    limits = Limits(shapes)
+    try:
+        steps = {each.traffic: limits.of(each.traffic) for each in contenders if each.traffic}
+    except NoLimit as error:
+        return {}, str(error)
+    return {moved: Contender(step, _least(step, "cpu"), moved.total) for moved, step in steps.items()}, ""
 
 
 def measure(
@@ -112,8 +135,9 @@ def measure(
         note: Is told what is being done, once for each implementation before the turns, and once for them.
 
     Returns:
-        One row per implementation. Who could not run has ``why_not`` and no times. ``others`` is the share of
-        the processors that other processes took meanwhile.
+        One row per implementation. Who could not run has ``why_not`` and no times. On a CPU
+        ``share_of_limit`` is None where it could not be measured, and ``why_no_limit`` says why. ``others``
+        is the share of the processors that other processes took meanwhile.
     """
     contenders: dict[str, Contender] = {}
     rows: list[Row] = []
@@ -128,15 +152,21 @@ def measure(
         except Exception as error:  # one that fails must not take the rows of the others with it
             rows[-1]["why_not"] = reason(error)
     note(f"timing {len(contenders)} in turns")
+    limits, why_no_limit = limits_of(contenders.values(), shapes, place)
+    clock, host_clock = CLOCKS[place.device]
     with Others() as others:
-        times, host_times = timed(list(contenders.values()), place.device, turns)
+        times = timed({**contenders, **limits}, clock, turns)
+        host_times = timed(contenders, host_clock, turns.of_host())
+    walls = {name: times[name] for name in contenders}
     for row in rows:
         row["others"] = others.share
         name = row["implementation"]
         if name in contenders:
-            row.update(figures(name, times, row["elements"], contenders[name].bytes_per_element))
+            own = contenders[name]
+            row.update(figures(name, walls, row["elements"], own.bytes_per_element))
+            row.update(of_limit(walls[name], times.get(own.traffic), why_no_limit))
             row["host_milliseconds"] = spread(host_times[name])._asdict()
-            row.update(probe(contenders[name].step, place.device)._asdict())
+            row.update(probe(own.step, place.device)._asdict())
     return rows
 
 
@@ -160,18 +190,14 @@ def reason(error: Exception) -> str:
     return first if isinstance(error, (CannotRun, ImportError)) else f"{type(error).__name__}: {first}"
 
 
-def timed(contenders: list[Contender], device: str, turns: Turns) -> list[dict[str, list[float]]]:
-    """Returns the times of each, one a round, and its host times, of a few more rounds."""
-    names = [contender.implementation.name for contender in contenders]
-    found = []
-    for clock, when in zip(CLOCKS[device], (turns, turns.of_host()), strict=True):
+def timed(contenders: Mapping[K, Contender], clock: Clock, turns: Turns) -> dict[K, list[float]]:
+    """Returns the times of each, one a round."""
 
-        def one(contender: Contender, clock: Clock = clock, timing: float = when.timing) -> float:
-            contender.reset()
-            return clock(contender.step, math.ceil((timing + 1e-9) / contender.seconds))
+    def one(contender: Contender) -> float:
+        contender.reset()
+        return clock(contender.step, math.ceil((turns.timing + 1e-9) / contender.seconds))
 
-        found.append(dict(zip(names, in_turns(contenders, when, one), strict=True)))
-    return found
+    return dict(zip(contenders, in_turns(list(contenders.values()), turns, one), strict=True))
 
 
 def figures(name: str, walls: dict[str, list[float]], count: int, bytes_per_element: float) -> Row:
@@ -191,6 +217,13 @@ def figures(name: str, walls: dict[str, list[float]], count: int, bytes_per_elem
         },
         "rank": None if name == COPY else rank(name, {k: v for k, v in walls.items() if k != COPY}),
     }
+
+
+def of_limit(own: list[float], limit: list[float] | None, why_not: str) -> Row:
+    """Returns the share of the limit of the same bytes in the same rounds, or why it is not known."""
+    if limit is None:
+        return {"share_of_limit": None, "why_no_limit": why_not} if why_not else {"share_of_limit": None}
+    return {"share_of_limit": ratios(limit, own)._asdict()}
 
 
 def rank(name: str, walls: dict[str, list[float]]) -> list[int]:

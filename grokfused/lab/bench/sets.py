@@ -10,14 +10,16 @@ from grokfused.lab.bench.implementations import (
     CLIP_FUSED,
     CLIPPING,
     COPY,
+    EIGHT_BITS,
     FOREACH_EMA,
     FUSED,
     MASKED_FUSED,
     NARROW,
+    NARROWEST,
     OURS,
     PYTHON_EMA,
 )
-from grokfused.lab.bench.peers import ALL
+from grokfused.lab.bench.peers import ALL, AO, BNB
 from grokfused.lab.bench.windows import WINDOWED
 
 
@@ -39,7 +41,7 @@ SETS: dict[str, BenchSet] = {
     "steps": BenchSet(
         "what a step costs beside torch's AdamW, alone and after Grokfast",
         _cases("gpt-30m", "demo", "1000 x 1024"),
-        [OURS, NARROW, f"{NARROW}, nearest", FUSED, FOREACH_EMA, PYTHON_EMA, COPY],
+        [OURS, NARROW, f"{NARROW}, nearest", NARROWEST, FUSED, FOREACH_EMA, PYTHON_EMA, COPY],
     ),
     "masks": BenchSet(
         "what masks cost and save, over density",
@@ -50,6 +52,11 @@ SETS: dict[str, BenchSet] = {
         "what it costs to limit the gradients' norm, in the step's pass and before it",
         _cases("gpt-30m", "demo"),
         [OURS, CLIPPING, CLIP_FIRST, FUSED, CLIP_FUSED, COPY],
+    ),
+    "8-bit": BenchSet(
+        "what states of 8 bits cost",
+        _cases("gpt-30m"),
+        [OURS, NARROW, EIGHT_BITS, FUSED, BNB, AO, COPY],
     ),
     "windows": BenchSet(
         "what the mean of a window of gradients costs, over the window's size",

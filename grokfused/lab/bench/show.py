@@ -11,22 +11,24 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from grokfused.lab.bench.implementations import FOREACH_EMA, FUSED, OURS
+from grokfused.lab.bench.implementations import COPY, FOREACH_EMA, FUSED, OURS
 from grokfused.lab.bench.rows import Row
 
 RATIOS = {"x ours": OURS, "x fused": FUSED, "x EMA": FOREACH_EMA}
-COLUMNS = ("place", "implementation", "ms (quartiles)", "B/el", "GB/s", "of copy", *RATIOS)
+COLUMNS = ("place", "implementation", "ms (quartiles)", "B/el", "GB/s", "of limit", *RATIOS)
 COLUMNS += ("host ms", "launches", "extra MB")
 WIDTH, FILE_WIDTH = 132, 200  # columns of a terminal that all of this needs; no name is broken in a file
 DISTURBED = 0.05  # share of the processors that others take
-ESSENTIAL = ("place", "implementation", "ms (quartiles)", "of copy", "x fused")  # in a narrower one
+ESSENTIAL = ("place", "implementation", "ms (quartiles)", "of limit", "x fused")  # in a narrower one
 LEGEND = (
     "Medians. Implementations took turns, and ratios are taken within each round; a place is a range, and a "
     "ratio has a ~, where their quartiles do not tell two apart. B/el: bytes per element that the work must "
-    "move at least; GB/s: those, over the time; of copy: that, of the bandwidth of copy_ in the same rounds. "
-    f"x ours, x fused, x EMA: times as long as {OURS}, {FUSED} and {FOREACH_EMA}. On a CPU, host ms is the "
-    "time of all its processors, and launches are the operators called; on a GPU, how long the host is busy, "
-    "and what it starts. Extra MB: memory that torch allocates for the time of the step."
+    "move at least; GB/s: those, over the time; of limit: the time in which as many threads read and write "
+    "arrays of these bytes in place, without arithmetic, over that of the step in the same rounds (on a GPU, "
+    f"the bandwidth, of that of {COPY}). x ours, x fused, x EMA: times as long as {OURS}, {FUSED} and "
+    f"{FOREACH_EMA}. On a CPU, host ms is the time of all its processors, and launches are the operators "
+    "called; on a GPU, how long the host is busy, and what it starts. Extra MB: memory that torch allocates "
+    "for the time of the step."
 )
 
 
@@ -60,6 +62,18 @@ def disturbed(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def share_of(row: Row) -> dict[str, float] | None:
+    """Returns a row's share of the limit of its device, with quartiles; None where it is not known."""
+    share: dict[str, float] | None = row.get("share_of_copy" if row["device"] == "cuda" else "share_of_limit")
+    return share
+
+
+def no_limit(rows: Sequence[Row]) -> list[str]:
+    """Returns a line for each reason why rows have no share of the limit."""
+    reasons = dict.fromkeys(row["why_no_limit"] for row in rows if "why_no_limit" in row)
+    return [f"The limit could not be measured: {reason}" for reason in reasons]
+
+
 def _number(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
@@ -77,7 +91,7 @@ def cells(row: Row) -> list[str]:
     if "why_not" in row:
         return ["-", f"{row['implementation']}: {row['why_not']}"]
     first, last = row["rank"] or (0, 0)
-    ms, share = row["milliseconds"], row["share_of_copy"]
+    ms, share = row["milliseconds"], share_of(row)
     return [
         "-" if not first else str(first) if first == last else f"{first}-{last}",
         row["implementation"],
@@ -117,8 +131,8 @@ def print_table(console: Console, title: str, rows: Sequence[Row]) -> None:
         console.print(table(title, rows, ESSENTIAL))
         hint = f"the other columns need a terminal of {WIDTH} columns, --markdown or --json"
         console.print(hint, style="dim", highlight=False)
-    for line in disturbed(rows):
-        console.print(line, style="red", highlight=False)
+    for line in (*no_limit(rows), *disturbed(rows)):
+        console.print(line, style="red", highlight=False, markup=False)
 
 
 def where(machine: dict[str, Any]) -> str:
@@ -140,6 +154,6 @@ def markdown(rows: Sequence[Row]) -> str:
             own = [case, *cells(row)]
             own += [""] * (len(header) - len(own))
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in own) + " |")
-    for line in disturbed(rows):
+    for line in (*no_limit(rows), *disturbed(rows)):
         lines += ["", line]
     return "\n".join(lines) + "\n"

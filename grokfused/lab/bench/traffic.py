@@ -6,18 +6,34 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from grokfused import GrokAdamW
-from grokfused.backends.reference import LANES
+from grokfused.backends.blocks import BLOCK
 from grokfused.state.arrays import there
 from grokfused.step.mask import PackedMask
 
 
 class Traffic(NamedTuple):
-    """Bytes per element that one step reads and writes."""
+    """Bytes per element of each array that one step moves.
 
-    read: float
-    written: float
+    ``read_only`` and ``updated`` (read and written) are gone through together, ``read_before`` in a pass
+    before that.
+    """
+
+    updated: tuple[float, ...]
+    read_only: tuple[float, ...]
+    read_before: tuple[float, ...] = ()
+
+    @property
+    def read(self) -> float:
+        """Bytes read per element."""
+        return sum(self.updated) + sum(self.read_only) + sum(self.read_before)
+
+    @property
+    def written(self) -> float:
+        """Bytes written per element."""
+        return sum(self.updated)
 
     @property
     def total(self) -> float:
@@ -39,17 +55,23 @@ def traffic(
         dtype: Of parameters and gradients. (default: torch.float32)
         state_itemsize: Bytes to an element of each state, where those are not ours. (default: as they are)
     """
-    param = torch.zeros(1, dtype=dtype, requires_grad=True)
+    param = torch.zeros(BLOCK, dtype=dtype, requires_grad=True)
     param.grad = torch.zeros_like(param)
     # On the reference, which needs neither a compiler nor a GPU and keeps the same states.
     optimizer = GrokAdamW([param], **{**options, "backend": "reference"})
     optimizer.step()
     kept = [optimizer.state[param][array.name] for array in there(optimizer.state[param])]
-    updated = param.itemsize + sum(state_itemsize or state.itemsize for state in kept)
-    grad_reads = 1 if optimizer.param_groups[0]["max_grad_norm"] is None else 2
+    grad = float(param.grad.itemsize)
+    sizes = [state_itemsize or _itemsize(state, param) for state in kept]
     # Once in as many steps as a window is long, an element reads all of it.
-    again = sum(state.itemsize for state in kept if state.dim() > param.dim())
-    return Traffic(updated + grad_reads * param.grad.itemsize + again, updated)
+    again = [float(state.itemsize) for state in kept if state.dim() > param.dim()]
+    clips = optimizer.param_groups[0]["max_grad_norm"] is not None
+    return Traffic((float(param.itemsize), *sizes), (grad, *again), (grad,) if clips else ())
+
+
+def _itemsize(state: Tensor, param: Tensor) -> float:
+    """Returns what an element updates of a state: of a window one value, of a block's its share."""
+    return state.itemsize * min(1.0, state.numel() / param.numel())
 
 
 def under_masks(dense: Traffic, masks: Iterable[PackedMask], dtype: torch.dtype = torch.float32) -> Traffic:
@@ -63,11 +85,14 @@ def under_masks(dense: Traffic, masks: Iterable[PackedMask], dtype: torch.dtype 
         masks: One of each parameter.
         dtype: Of the parameters. (default: torch.float32)
     """
-    read = written = lanes = 0.0
+    count = used = looked_at = 0
     for mask in masks:
-        kept = int((mask.words != 0).sum()) * LANES
-        lanes += mask.words.numel() * LANES
-        left_out = mask.words.numel() * LANES - kept
-        read += kept * dense.read + left_out * (dtype.itemsize if mask.mode == "zero" else 0)
-        written += kept * dense.written
-    return Traffic(1 / 8 + read / lanes, written / lanes)
+        own, kept = mask.words.numel(), int((mask.words != 0).sum())
+        count, used = count + own, used + kept
+        looked_at += own - kept if mask.mode == "zero" else 0
+
+    def of(sizes: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(used / count * size for size in sizes)
+
+    looks = (looked_at / count * dtype.itemsize,) if looked_at else ()
+    return Traffic(of(dense.updated), (*of(dense.read_only), 1 / 8, *looks), of(dense.read_before))
