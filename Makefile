@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NVCC := $(firstword $(shell command -v nvcc) $(wildcard $(CUDA_HOME)/bin/nvcc /usr/local/cuda/bin/nvcc))
 NATIVE_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+ALL_SOURCES := $(NATIVE_SOURCES) grokfused/lab/bench/in_place.cpp
 BUILT := $(VENV)/.built
 # --no-compile, below: Python compiles what it imports, which is a small part of what torch holds. Before tests
 # torch is compiled, once: many of them start processes, and where Python keeps no bytecode each would do it.
@@ -12,7 +13,7 @@ TO_RUN := torch numpy pybind11 ninja setuptools wheel typer rich matplotlib
 # The ninja and the Python of the environment, not those of the system.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test test-all test-triton-oldest lint format bench bench-cpu bench-guard gpu-check clean
+.PHONY: demo test test-all test-triton-oldest lint format bench bench-cpu bench-avx2 bench-guard gpu-check clean
 
 demo: $(BUILT)
 	$(BIN)/grokfused grok --overwrite
@@ -37,13 +38,13 @@ lint: $(BUILT) $(VENV)/.tools
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES)
+	$(BIN)/clang-format --dry-run --Werror $(ALL_SOURCES)
 	$(BIN)/python tests/compile_strictly.py
 
 format: $(VENV)/.tools
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/clang-format -i $(NATIVE_SOURCES)
+	$(BIN)/clang-format -i $(ALL_SOURCES)
 
 # Every pair of case and implementation that a set of the bench compares, seven minutes; of one case, with
 # a file to compare with:
@@ -53,7 +54,12 @@ bench: $(BUILT) $(VENV)/.tools
 
 # What something is promised of: two minutes; the figures go into the documents.
 bench-cpu: $(BUILT)
-	$(BIN)/grokfused bench steps masks clipping --seconds 15 --json bench/results/cpu.json
+	$(BIN)/grokfused bench steps masks clipping 8-bit --seconds 15 --json bench/results/cpu.json
+	$(BIN)/python -m bench.report
+
+# The same step without AVX-512, on a processor that has it: compiled and measured anew, two minutes.
+bench-avx2: $(BUILT)
+	$(BIN)/python -m bench.avx2
 	$(BIN)/python -m bench.report
 
 # Whether NEW got slower than BASE: make bench-guard BASE=v0.1 NEW=HEAD
