@@ -12,7 +12,7 @@
 namespace grokfused {
 
 struct ExpAvg {
-  static constexpr StateRow kRow{"exp_avg"};
+  static constexpr StateRow kRow{"exp_avg", 1, Of::kStates, {0, true}};
   template <class Real>
   struct Value {
     Real exp_avg = 0;
@@ -21,7 +21,7 @@ struct ExpAvg {
 };
 
 struct ExpAvgSq {
-  static constexpr StateRow kRow{"exp_avg_sq"};
+  static constexpr StateRow kRow{"exp_avg_sq", 1, Of::kStates, {1, false}};
   template <class Real>
   struct Value {
     Real exp_avg_sq = 0;
@@ -30,7 +30,7 @@ struct ExpAvgSq {
 };
 
 struct MaxExpAvgSq {
-  static constexpr StateRow kRow{"max_exp_avg_sq"};
+  static constexpr StateRow kRow{"max_exp_avg_sq", 1, Of::kStates, {3, false}};
   template <class Real>
   struct Value {
     Real max_exp_avg_sq = 0;

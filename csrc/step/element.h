@@ -10,8 +10,16 @@
 namespace grokfused {
 
 // Whose dtype an array has: that of the states, of the window of gradients, of the parameter, or the real
-// numbers in which a step is computed.
-enum class Of : uint8_t { kStates, kWindow, kParam, kReal };
+// numbers in which a step is computed; or it holds the bases of states of 8 bits.
+enum class Of : uint8_t { kStates, kWindow, kParam, kReal, kBases };
+
+// How a state is stored in 8 bits: which byte of a block's bases is its own, and whether it has a sign
+// (block8.h).
+struct In8Bits {
+  int byte;
+  bool is_signed;
+};
+constexpr In8Bits kOfFilters{2, true};
 
 // What is known of a state array without its room: its name in the optimizer's state; how many values it
 // keeps of each element, one, or a window's, in planes of the parameter's size that lie one after the other;
@@ -20,24 +28,18 @@ struct StateRow {
   std::string_view name;
   int planes = 1;
   Of of = Of::kStates;
+  In8Bits in_8_bits = kOfFilters;
 };
 
 // In place of a number of planes.
 constexpr int kOnePerBlock = 0, kWindow = -1;
-constexpr int kBlock = 64;  // elements that share a value; the last block of a tensor may have fewer
-GROK_HD int64_t block_count(int64_t size) { return (size + kBlock - 1) / kBlock; }
-GROK_HD constexpr bool is_shared(const StateRow& row) { return row.planes == kOnePerBlock; }
 GROK_HD constexpr bool is_ring(const StateRow& row) { return row.planes == kWindow; }
 
 // A row is a struct with a StateRow, `kRow`, and a struct template, `Value`, of one number: the state's value
-// in an element, under the name by which its room knows it; `kField` says which member that is. One that is
-// shared has besides, of elements: decode(), which makes of what is stored what the step knows; measure(),
-// of which the largest of a block becomes the value that it shares; and encode(), decode's inverse, which may
-// put another value there, the same for all of the block. (grokfused/backends/blocks.py)
+// in an element, under the name by which its room knows it; `kField` says which member that is.
 template <class... Rows>
 struct StateRows {
   static constexpr int kCount = sizeof...(Rows);
-  static constexpr bool kShares = (is_shared(Rows::kRow) || ...);
   static constexpr bool kHasRing = (is_ring(Rows::kRow) || ...);
 
   // Calls use(row, place) for every row; its array is states[place] of a Slice.

@@ -30,6 +30,7 @@ struct Choices {
   int32_t window_size;
 
   GROK_HD bool keeps_rest() const { return param_rounding == Rounding::kKahan; }
+  GROK_HD bool in_8_bits() const { return state == Format::kBlock8; }
 };
 
 inline Choices choices_of(const Policies& names) {
@@ -51,7 +52,7 @@ struct ElementStep {
   // Always there; AMSGrad's comes after them.
   using OwnStates = decltype(Moments{} + typename GradFilter::States{});
   using States = decltype(OwnStates{} + typename SecondMoment::States{});
-  static_assert(OwnStates::kCount + 2 <= kMaxStates, "with the optional ones they are the states of a Slice");
+  static_assert(OwnStates::kCount + 3 <= kMaxStates, "with the optional ones they are the states of a Slice");
 
   template <class Real>
   static GROK_HD void run(Element<Real, States>& element, const ScalarsOf<Real>& scalars,

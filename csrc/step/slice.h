@@ -7,7 +7,7 @@
 
 namespace grokfused {
 
-constexpr int kMaxStates = 6;
+constexpr int kMaxStates = 7;
 
 // Element i of every array is the i-th element in memory order, the same for all arrays of a slice.
 struct Slice {
@@ -17,8 +17,7 @@ struct Slice {
   const uint32_t* mask;      // a bit per element (mask.h); null where every element takes the step
   float* step;  // where the device numbers the steps: its counter, which the kernel advances; else null
   int64_t size;
-  uint32_t random_key;  // of the step that is being taken; the kernel sets it
-  uint32_t first;       // the index in its tensor of the element at these addresses, as the random bits count
+  uint32_t first;  // the index in its tensor of the element at these addresses, as the random bits count
   MaskMode mask_mode;
 };
 

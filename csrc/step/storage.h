@@ -11,7 +11,7 @@
 
 namespace grokfused {
 
-enum class Format : uint8_t { kFloat32, kBFloat16, kFloat16, kFloat64 };
+enum class Format : uint8_t { kFloat32, kBFloat16, kFloat16, kFloat64, kBlock8 };
 
 // How what does not fit is rounded. Kahan's: to nearest, and what that cuts off is kept in an array of its
 // own, for the next step to add (arXiv:2010.06192; Kahan's sum).
@@ -71,6 +71,11 @@ struct KahanComp {
   static constexpr StateRow kRow{"kahan_comp", 1, Of::kParam};
 };
 
+// Of states in 8 bits (block8.h): four bytes a block. No field of an element either.
+struct BlockBases {
+  static constexpr StateRow kRow{"block_bases", kOnePerBlock, Of::kBases};
+};
+
 // 0 where the rounded value is infinite or NaN: the next step shall find it so, and not inf - inf.
 template <class Format>
 GROK_HD float cut_off(float value) {
@@ -107,7 +112,8 @@ inline Format state_format_named(std::string_view dtype, Format param) {
   }
   if (dtype == "float32") return Format::kFloat32;
   if (dtype == "bfloat16") return Format::kBFloat16;
-  fail("states must be float32 or bfloat16, got ", dtype);
+  if (dtype == "uint8") return Format::kBlock8;
+  fail("states must be float32, bfloat16 or uint8, got ", dtype);
 }
 
 inline Format param_format_named(std::string_view dtype) {

@@ -14,10 +14,9 @@ import numpy
 import torch
 from torch import Tensor
 
-from grokfused.backends import blocks, windows
-from grokfused.backends.rounding import cut_off, random_bits, random_key, round_to
-
-LANES = 32  # elements to a word of a mask
+from grokfused.backends import block8, windows
+from grokfused.backends.rounding import cut_off, random_key, round_to
+from grokfused.backends.storage import in_blocks, in_their_dtypes, kept_elements, masked, numbers_in
 
 
 class Scalars(NamedTuple):
@@ -90,8 +89,6 @@ def mean(values: dict[str, Tensor], scalars: Scalars) -> dict[str, Tensor]:
 
 
 GRAD_FILTERS = {"ema": ema, "mean": mean, "none": no_filter}
-# Array of one value per block -> what that is to the others. No filter has one so far.
-SHARED: dict[str, blocks.Shared] = {}
 
 
 def adamw(values: dict[str, Tensor], scalars: Scalars, decay: str) -> dict[str, Tensor]:
@@ -151,24 +148,6 @@ def step(values: dict[str, Tensor], scalars: Scalars, grad_filter: str, decay: s
     return adamw(new, scalars, decay)
 
 
-def kept_elements(words: Tensor, count: int) -> Tensor:
-    """Returns the bits of a packed mask (int32 words; the lowest bit first) as bool [count]."""
-    bits = words.view(torch.uint8)[:, None] >> torch.arange(8, dtype=torch.uint8, device=words.device)
-    return (bits & 1).bool().view(-1)[:count]
-
-
-def masked(new: Tensor, before: Tensor, kept: Tensor, mode: str) -> Tensor:
-    """Returns what is written: by selection, because no multiplication takes a NaN away.
-
-    Args:
-        new: [n], what the step made of an array.
-        before: [n], the array before the step.
-        kept: bool [n], the mask: True where an element takes the step.
-        mode: "zero": the others are 0; "freeze": they stay as they were, bit for bit.
-    """
-    return torch.where(kept, new, torch.zeros_like(before) if mode == "zero" else before)
-
-
 def memory_order(tensor: Tensor) -> list[int]:
     """Returns the dimensions of a tensor, the one that moves furthest through memory first."""
     return sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
@@ -181,7 +160,7 @@ def in_memory_order(tensor: Tensor, like: Tensor) -> Tensor:
 
 def view_of(name: str, array: Tensor, param: Tensor, step: float) -> Tensor:
     """Returns the part of an array that a step reads and writes, in memory order: of planes, one."""
-    if name in SHARED:
+    if name == block8.BASES:
         return array
     plane = array if array.dim() == param.dim() else array[place_in(array, step)]
     return in_memory_order(plane, param)
@@ -228,16 +207,18 @@ def adamw_step_(
         masks: int32 [words], a bit per element in memory order (``kept_elements``), or None for a parameter
             without a mask.
         states: Name -> a tensor per parameter, of its shape or of planes of that (``view_of``):
-            ``exp_avg`` and ``exp_avg_sq``, float32 or bfloat16, or float64 beside parameters of that; for
-            AMSGrad ``max_exp_avg_sq`` and for the filter "ema" ``grad_ema``, the same; for "mean"
-            ``grad_window``, float32 or bfloat16, and ``grad_sum``, both float64 beside float64; with
-            ``param_rounding`` "kahan", beside parameters of 16 bits, ``kahan_comp``, like those.
+            ``exp_avg`` and ``exp_avg_sq``, float32 or bfloat16, uint8 (``block8``), or float64 beside
+            parameters of that; for AMSGrad ``max_exp_avg_sq`` and for the filter "ema" ``grad_ema``, alike;
+            beside uint8 ``block_bases``, int32 [blocks]; for "mean" ``grad_window``, float32 or bfloat16, and
+            ``grad_sum``, both float64 beside float64; with ``param_rounding`` "kahan", beside parameters of
+            16 bits, ``kahan_comp``, like those.
         scalars: ``real_dtype`` [rows, fields of ``Scalars``].
         rows: The row of ``scalars`` for each tensor.
         mask_modes: For each parameter 0 ("zero") or 1 ("freeze"); see ``masked``.
         grad_filter: A key of ``GRAD_FILTERS``.
         decay: "coupled" or "decoupled".
-        state_rounding: "nearest" or "stochastic"; how bfloat16 states are rounded.
+        state_rounding: "nearest" or "stochastic"; how bfloat16 states are rounded. Those of 8 bits always are
+            stochastically.
         param_rounding: "nearest", "stochastic" or "kahan"; how parameters of 16 bits are rounded
             (``round_stochastically``, ``cut_off``; arXiv:2010.06192).
         seed: Picks the random bits, together with step and element index.
@@ -253,15 +234,14 @@ def adamw_step_(
         return
     stochastic = dict.fromkeys(states, state_rounding == "stochastic")
     stochastic |= {"param": param_rounding == "stochastic", "kahan_comp": False, "grad_window": False}
-    real, shared = real_dtype(params[0].dtype), {name: row for name, row in SHARED.items() if name in states}
+    real = real_dtype(params[0].dtype)
     for t, row in enumerate(rows):
         numbers, count = unscaled(Scalars(*scalars[row].tolist()), grad_scale), params[t].numel()
         arrays = {"param": params[t], "grad": grads[t]}
         arrays |= {name: list_[t] for name, list_ in states.items()}
         views = {name: view_of(name, array, params[t], numbers.step) for name, array in arrays.items()}
-        values = {name: view.reshape(-1).to("cpu", real) for name, view in views.items()}
-        values |= {name: blocks.spread(values[name], count) for name in shared}
-        values = blocks.decoded(values, shared)
+        before = {name: view.reshape(-1).cpu() for name, view in views.items()}
+        values = numbers_in(before, real)
         if "grad_window" in states:
             values = in_a_window(values, arrays["grad_window"], params[t], numbers.step)
         if "kahan_comp" in states:
@@ -269,23 +249,14 @@ def adamw_step_(
         new = step(values, numbers, grad_filter, decay)
         if "kahan_comp" in states:
             new["kahan_comp"] = cut_off(new["param"], params[t].dtype)
-        if any(stochastic.values()):
-            bits = random_bits(count, random_key(seed, numbers.step))
+        key = random_key(seed, numbers.step)
         kept = None if (words := masks[t]) is None else kept_elements(words, count).cpu()
         mode = ("zero", "freeze")[mask_modes[t]]
-        takes = {} if kept is None else dict.fromkeys(views, kept)
-        if shared and kept is not None:  # a block is written whole, or not at all
-            new |= {name: masked(new[name], values[name], kept, mode) for name in states}
-            takes |= dict.fromkeys(states, blocks.any_kept(kept))
-        new = blocks.encoded(new, shared)
-        for name, view in views.items():
-            if name == "grad":
-                continue
-            drawn = (bits & 0xFFFF if name == "param" else bits >> 16) if stochastic[name] else None
-            every = blocks.BLOCK if name in shared else 1
-            rounded = round_to(new[name], view.dtype, drawn)[::every]
-            if name in takes:
-                own_mode = "freeze" if name in shared else mode
-                rounded = masked(rounded, view.reshape(-1).cpu(), takes[name][::every], own_mode)
-            view.copy_(rounded.view(view.shape))
+        stored = in_their_dtypes(new, before, key, stochastic)
+        if kept is not None:
+            stored = {name: masked(array, before[name], kept, mode) for name, array in stored.items()}
+        if block8.BASES in states:
+            stored |= in_blocks(new, values, before, key, kept, mode)
+        for name, array in stored.items():
+            views[name].copy_(array.view(views[name].shape))
         steps[t].fill_(numbers.step)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from grokfused import GrokAdamW
 from grokfused.backends import BACKENDS, reference
+from grokfused.backends.storage import LANES
 from grokfused.lab.bench.cases import Shapes
 from grokfused.lab.bench.timing import Step
 from grokfused.lab.bench.traffic import Traffic, traffic, under_masks
@@ -62,8 +63,8 @@ class Mask(NamedTuple):
             return kept(*param.shape)
         if param.dim() > 1:
             return kept(len(param)).view(-1, *[1] * (param.dim() - 1)).expand(param.shape)
-        runs = kept(-(-param.numel() // reference.LANES))  # of a vector, its words
-        return runs.repeat_interleave(reference.LANES)[: param.numel()]
+        runs = kept(-(-param.numel() // LANES))  # of a vector, its words
+        return runs.repeat_interleave(LANES)[: param.numel()]
 
 
 class Work(NamedTuple):

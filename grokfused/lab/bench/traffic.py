@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from grokfused import GrokAdamW
-from grokfused.backends.blocks import BLOCK
+from grokfused.backends.block8 import BLOCK
 from grokfused.state.arrays import there
 from grokfused.step.mask import PackedMask
 
