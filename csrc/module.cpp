@@ -40,7 +40,7 @@ py::list kinds(const grokfused::Walk& walk) {
 }
 
 // As grokfused.state.arrays calls whose dtype an array has, in the order of Of.
-constexpr const char* kOf[] = {"states", "window", "param", "real"};
+constexpr const char* kOf[] = {"states", "window", "param", "real", "bases"};
 
 grokfused::Of of_named(const std::string& name) {
   const auto found = std::find(std::begin(kOf), std::end(kOf), name);
@@ -77,15 +77,18 @@ std::unique_ptr<grokfused::Walk> walk(const py::object& table, const py::tuple& 
 
 }  // namespace
 
-// (name, planes, of) of each state array of a step.
-py::list state_rows(const std::string& grad_filter, bool amsgrad, bool keeps_rest) {
+// (name, planes, of, byte, is signed) of each state array of a step; the last two as states of 8 bits have
+// them.
+py::list state_rows(const std::string& grad_filter, bool amsgrad, bool keeps_rest,
+                    const std::string& states) {
   const char* rounding = keeps_rest ? "kahan" : "nearest";
-  const grokfused::Policies policies{"bfloat16",  "float32", "float32", "nearest", rounding,
-                                     grad_filter, "coupled", amsgrad,   2};
+  const grokfused::Policies policies{"bfloat16", states,  "float32", "stochastic", rounding, grad_filter,
+                                     "coupled",  amsgrad, 2};
   py::list found;
   for (const auto& row : grokfused::choose_kernel("cpu", policies).states)
     found.append(py::make_tuple(py::str(row.name.data(), row.name.size()), row.planes,
-                                kOf[static_cast<size_t>(row.of)]));
+                                kOf[static_cast<size_t>(row.of)], row.in_8_bits.byte,
+                                row.in_8_bits.is_signed));
   return found;
 }
 

@@ -12,6 +12,7 @@
 #include "overlap.h"
 #include "policy.h"
 #include "python.h"
+#include "step/block8.h"
 #include "step/element.h"
 #include "step/slice.h"
 #include "tensors.h"
@@ -24,7 +25,7 @@ constexpr size_t kMaxArrays = 16;  // rows of the table; a step uses kMaxStates 
 struct ArrayRow {
   py::object name;
   int planes;
-  Of of;  // what is of the parameter's dtype is for parameters of 16 bits only
+  Of of;  // what is of the parameter's dtype is for those of 16 bits only, bases for states of 8 bits only
   bool stays;
 
   int planes_of(const Policy& policy) const { return planes == kWindow ? policy.window_size : planes; }
@@ -71,11 +72,13 @@ struct Param {
 struct Dtypes {
   uint32_t states = 0, window = 0;
 
+  bool in_8_bits() const { return states == kUInt8; }
+
   // False where an array has another dtype than it has to have.
   bool take(Of of, uint32_t dtype, uint32_t param, uint32_t real) {
     if (of == Of::kWindow) window = dtype;
     if (of == Of::kStates && !states) states = dtype;
-    const uint32_t wanted[] = {states, window, param, real};
+    const uint32_t wanted[] = {states, window, param, real, kInt32};
     return dtype == wanted[static_cast<size_t>(of)];
   }
 
@@ -84,7 +87,8 @@ struct Dtypes {
       if (param == kFloat64 || is_complex(param)) return dtype == param;
       return dtype == kFloat32 || dtype == kBFloat16;
     };
-    return fits(states) && (!window || fits(window));
+    const bool narrow = in_8_bits() && param != kFloat64 && !is_complex(param);
+    return (narrow || fits(states)) && (!window || fits(window));
   }
 };
 
@@ -105,7 +109,7 @@ class PlaceReader {
       return held;
     };
     for (size_t k = 0; k < table_.arrays.size(); ++k)
-      if (policy.used[k]) place.states[k] = get(table_.arrays[k].name);
+      if (policy.used[k] && table_.arrays[k].of != Of::kBases) place.states[k] = get(table_.arrays[k].name);
     place.step = get(table_.step);
     place.mask = get(table_.mask);
     if (!policy.start.is_none()) {
@@ -120,10 +124,11 @@ class PlaceReader {
       look_for_more(place, state, policy);
   }
 
-  // What a step without it makes wrong would have to go.
+  // Bases, which few states have; and what a step without it makes wrong, which would have to go.
   void look_for_more(Place& place, const py::object& state, const Policy& policy) const {
     for (size_t k = 0; k < table_.arrays.size(); ++k) {
       const ArrayRow& array = table_.arrays[k];
+      if (array.of == Of::kBases) place.states[k] = entry(state.ptr(), array.name.ptr());
       if (!array.stays && !policy.used[k] && entry(state.ptr(), array.name.ptr())) place.has_more = true;
     }
   }
@@ -139,7 +144,7 @@ class PlaceReader {
     if (!read(held, param.tensor, param.spec)) return false;
     param.dtype = dtype_of(param.tensor);
     param.rounded = param.dtype == kBFloat16 || param.dtype == kFloat16;
-    if (dtype_name(real_of(param.dtype)).empty()) return false;
+    if (dtype_name(real_of(param.dtype)).empty() || param.dtype == kUInt8) return false;
     const Shape sizes = param.tensor.sizes(), strides = param.tensor.steps();
     param.size = element_count(sizes) * (is_complex(param.dtype) ? 2 : 1);
     param.dense = is_contiguous(sizes, strides) || is_dense(sizes, strides);

@@ -16,6 +16,7 @@ constexpr uint32_t dtype_code(uint8_t kind, uint8_t bits) { return uint32_t{kind
 constexpr uint32_t kInt32 = dtype_code(0, 32), kInt64 = dtype_code(0, 64);
 constexpr uint32_t kFloat32 = dtype_code(2, 32), kFloat64 = dtype_code(2, 64);
 constexpr uint32_t kFloat16 = dtype_code(2, 16), kBFloat16 = dtype_code(4, 16);
+constexpr uint32_t kUInt8 = dtype_code(1, 8);
 constexpr uint32_t kComplex64 = dtype_code(5, 64), kComplex128 = dtype_code(5, 128);
 
 inline uint32_t dtype_of(const DLTensor& tensor) { return dtype_code(tensor.dtype_code, tensor.dtype_bits); }
@@ -28,12 +29,13 @@ inline uint32_t real_of(uint32_t dtype) {
   return dtype == kComplex128 ? kFloat64 : dtype;
 }
 
-// The name of a dtype that a kernel may be asked for; empty for another one.
+// The name of a dtype that a kernel may be asked for, of states alone of 8 bits; empty for another one.
 inline std::string_view dtype_name(uint32_t dtype) {
   if (dtype == kFloat32) return "float32";
   if (dtype == kBFloat16) return "bfloat16";
   if (dtype == kFloat16) return "float16";
   if (dtype == kFloat64) return "float64";
+  if (dtype == kUInt8) return "uint8";
   return {};
 }
 

@@ -196,6 +196,10 @@ class Walk {
     for (size_t k = 0; k < table_.arrays.size(); ++k) {
       const ArrayRow& array = table_.arrays[k];
       py::object& held = place.states[k];
+      if (array.of == Of::kBases && !dtypes.in_8_bits()) {
+        held = py::object();
+        continue;
+      }
       if (!policy.used[k]) continue;
       if (array.of == Of::kParam && !param.rounded) {
         if (held) return false;  // of a dtype that the parameter had once
@@ -204,7 +208,7 @@ class Walk {
       DLTensor state;
       if (!reader_.look_at_state(held, param, array.planes_of(policy), state)) return false;
       const uint32_t real = real_of(param.dtype) == kFloat64 ? kFloat64 : kFloat32;
-      const bool pairs = is_complex(param.dtype) && !is_shared({{}, array.planes});
+      const bool pairs = is_complex(param.dtype);
       if (!dtypes.take(array.of, dtype_of(state), param.dtype, pairs ? param.dtype : real)) return false;
       note(state, t, true);
       slice.states[used++] = state.address();

@@ -57,6 +57,7 @@ std::vector<StateRow> state_rows(const Choices& choices) {
   std::vector<StateRow> rows = listed(typename Step::OwnStates{});
   if (choices.amsgrad) rows.push_back(MaxExpAvgSq::kRow);
   if (choices.keeps_rest()) rows.push_back(KahanComp::kRow);
+  if (choices.in_8_bits()) rows.push_back(BlockBases::kRow);
   return rows;
 }
 

@@ -9,12 +9,14 @@ from grokfused.backends import BackendUnavailable, info
 from grokfused.optim.in_backward import step_in_backward
 from grokfused.optim.layerwise import layerwise_beta1
 from grokfused.optim.optimizer import GrokAdam, GrokAdamW
+from grokfused.state.blocks import decode_state
 
 __all__ = [
     "BackendUnavailable",
     "GrokAdam",
     "GrokAdamW",
     "__version__",
+    "decode_state",
     "info",
     "layerwise_beta1",
     "step_in_backward",

@@ -1,69 +1,119 @@
-"""States that are stored by a value that blocks share, and the numbers that they mean.
+"""States of 8 bits (``backends.block8``), and the numbers that they mean.
 
 Blocks are counted in the memory of one process's shard: so numbers are what is saved, spread anew and laid
-otherwise. A state without its shared value holds numbers; the next step stores them.
+otherwise. bfloat16 holds them exactly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from grokfused.backends import blocks
-from grokfused.backends.reference import SHARED, in_memory_order, real_dtype
+from grokfused.backends import block8
+from grokfused.backends.reference import in_memory_order
+from grokfused.backends.rounding import random_key
 from grokfused.state.sharding import local, sharded_like
 from grokfused.state.storage import is_dense, same_order
 
-Change = Callable[[dict[str, Tensor], Mapping[str, blocks.Shared]], dict[str, Tensor]]
 
-
-def as_numbers(state: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
-    """Returns a state without shared values: what was stored by them as the numbers that it means."""
-    shared = {name: row for name, row in SHARED.items() if name in state}
-    if not shared:
-        return dict(state)
-    numbers = _changed(state, param, shared, blocks.decoded)
-    return {key: value for key, value in {**state, **numbers}.items() if key not in shared}
-
-
-def take_numbers(state: dict[str, Any], param: Tensor) -> None:
-    """Makes numbers of what is stored by shared values, where the parameter lies otherwise by now."""
-    shard = local(param)
-    names = [name for key, row in SHARED.items() if key in state for name in row.states]
-    if is_dense(shard) and not all(same_order(shard, local(state[name])) for name in names):
-        numbers = as_numbers(state, param)
-        state.clear()
-        state.update(numbers)
-
-
-def as_stored(state: Mapping[str, Any], param: Tensor, name: str) -> dict[str, Tensor]:
-    """Returns the arrays of a state that are stored by the shared value called ``name``, and that itself."""
-    shared = {name: SHARED[name]}
-    return _changed(state, param, shared, blocks.encoded)
+def codes_in(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Returns the arrays of a state that are stored in 8 bits, by name."""
+    arrays = {key: value for key, value in state.items() if isinstance(value, Tensor) and key != "mask"}
+    return {key: value for key, value in arrays.items() if value.dtype is block8.DTYPE}
 
 
 @torch.no_grad()
-def _changed(
-    state: Mapping[str, Any], param: Tensor, shared: Mapping[str, blocks.Shared], change: Change
-) -> dict[str, Tensor]:
-    arrays = {name: local(state[name]) for row in shared.values() for name in row.states}
-    shard, real = local(param), real_dtype(param.dtype)
-    values, views = dict[str, Tensor](), dict[str, Tensor]()
-    for name, array in arrays.items():
-        arrays[name] = array.clone()
-        views[name] = in_memory_order(_real(arrays[name]), _real(array if is_dense(shard) else shard))
-        values[name] = views[name].reshape(-1).to("cpu", real)
-        count = len(values[name])
-    values |= {name: blocks.spread(state[name].to("cpu"), count) for name in shared if name in state}
-    new = change(values, shared)
+def as_numbers(state: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
+    """Returns a state without bases: what it stores in 8 bits as bfloat16, of the parameter's shape."""
+    codes = codes_in(state) if block8.BASES in state else {}
+    if not codes:
+        return dict(state)
+    views = {name: _in_order(array, param) for name, array in codes.items()}
+    stored = {name: view.reshape(-1).cpu() for name, view in views.items()}
+    numbers = block8.decoded(stored, state[block8.BASES].cpu())
+    shown = dict(state)
+    del shown[block8.BASES]
     for name, view in views.items():
-        view.copy_(new[name].view(view.shape))
-    firsts = {name: new[name][:: blocks.BLOCK].contiguous().to(shard.device) for name in shared}
-    return {name: sharded_like(param, array) for name, array in arrays.items()} | firsts
+        array = torch.empty_like(local(codes[name]), dtype=torch.bfloat16)
+        _in_order(array, param).copy_(numbers[name].view(view.shape))
+        shown[name] = sharded_like(param, array)
+    return shown
 
 
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+@torch.no_grad()
+def in_8_bits(numbers: Mapping[str, Tensor], param: Tensor, seed: int, step: float) -> dict[str, Tensor]:
+    """Returns states stored in 8 bits, and their bases.
+
+    Numbers that 8 bits held before, in the same blocks, come back as they were; others are rounded as in a
+    step.
+
+    Args:
+        numbers: By name, real and of the parameter's shape.
+        param: The parameter; the states lie as it does.
+        seed: Of its group.
+        step: Steps taken so far.
+    """
+    shard = local(param)
+    values = {
+        name: in_memory_order(local(array), shard).reshape(-1).cpu().to(torch.float32)
+        for name, array in numbers.items()
+    }
+    drawn = block8.draws(shard.numel(), random_key(seed, step))
+    bases = torch.zeros(block8.count_of(shard.numel()), dtype=torch.int32, device="cpu")
+    stored, bases = block8.encoded(values, bases, drawn)
+    for name, array in values.items():  # a step makes no -0 of one, but what was saved may be one
+        stored[name][block8.laid((array == 0) & array.signbit())] = block8.MINUS_0
+    found = {block8.BASES: bases.to(shard.device)}
+    for name, codes in stored.items():
+        array = torch.empty_like(shard, dtype=block8.DTYPE, memory_format=torch.preserve_format)
+        view = in_memory_order(array, shard)
+        view.copy_(codes.view(view.shape))
+        found[name] = sharded_like(param, array)
+    return found
+
+
+def relaid(state: dict[str, Any], param: Tensor, seed: int) -> None:
+    """Stores a state of 8 bits anew where its parameter lies otherwise by now."""
+    shard, codes = local(param), codes_in(state)
+    if is_dense(shard) and not all(same_order(shard, local(array)) for array in codes.values()):
+        numbers = as_numbers(state, param)
+        state |= in_8_bits({name: numbers[name] for name in codes}, param, seed, float(state["step"]))
+
+
+def decode_state(optimizer: torch.optim.Optimizer, param: Tensor) -> dict[str, Tensor]:
+    """Returns a live state as numbers: what ``state_dtype="block8"`` stores as codes, and other arrays too.
+
+    Args:
+        optimizer: A ``GrokAdam`` or ``GrokAdamW``.
+        param: One of its parameters.
+
+    Returns:
+        By name ("exp_avg", "exp_avg_sq", ...) a copy of each array, of the parameter's shape; of those of 8
+        and 16 bits as float32, of others in their own dtype. Empty before the first step.
+
+    Raises:
+        ValueError: It is not a parameter of this optimizer.
+    """
+    if not any(param is own for group in optimizer.param_groups for own in group["params"]):
+        raise ValueError("the parameter is not one of this optimizer's: give one of its param_groups'")
+    arrays = {
+        name: value
+        for name, value in as_numbers(optimizer.state.get(param, {}), param).items()
+        if isinstance(value, Tensor)
+        and name != "step"
+        and value.shape[value.dim() - param.dim() :] == param.shape
+    }
+    narrow = (torch.bfloat16, torch.float16)
+    return {
+        name: value.detach().to(torch.float32 if value.dtype in narrow else value.dtype, copy=True)
+        for name, value in arrays.items()
+    }
+
+
+def _in_order(array: Tensor, param: Tensor) -> Tensor:
+    """Returns a view of this process's shard in the order of its blocks."""
+    shard = local(param)
+    return in_memory_order(local(array), local(array) if is_dense(shard) else shard)

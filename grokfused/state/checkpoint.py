@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grokfused.backends import block8
 from grokfused.state.arrays import MOMENTS, NAMES, ROUNDED_DTYPES, Array, of_elements, there
+from grokfused.state.blocks import in_8_bits
 from grokfused.state.for_torch import ADAM_OPTIONS
 from grokfused.state.prepare import wrong_step
 from grokfused.state.saved_form import (
@@ -211,6 +213,8 @@ def _check_state(param: Tensor, state: Mapping[str, Any], options: Mapping[str, 
 def _check_array(param: Tensor, value: object, array: Array, options: Mapping[str, Any], name: str) -> None:
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a tensor of its parameter's shape, got {type(value).__name__}")
+    if block8.DTYPE is value.dtype or array.name == block8.BASES:
+        raise ValueError(f"{name} is a part of a live state of 8 bits: {GIVE}, where it is bfloat16")
     if value.layout is not torch.strided or value.is_nested:
         kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
         raise ValueError(f"{name} must be a dense tensor, got {kind}: make it dense")
@@ -229,7 +233,7 @@ def _check_array(param: Tensor, value: object, array: Array, options: Mapping[st
             raise ValueError(f"{name} must be bfloat16 or float16, got {value.dtype}: convert it first")
     elif value.dtype not in PARAM_DTYPES or value.is_complex() != dtype.is_complex:
         raise ValueError(f"{name} must be {dtype}, got {value.dtype}: convert the saved state first")
-    elif value.dtype in OWN_STATES and dtype is not torch.bfloat16:
+    elif dtype is block8.DTYPE or (value.dtype in OWN_STATES and dtype is not torch.bfloat16):
         pass  # as in torch, where states get the dtype of their parameter
     elif not widens(value.dtype, dtype):
         larger = f"make the optimizer with state_dtype={value.dtype}, or "
@@ -253,12 +257,16 @@ def owned_state(param: Tensor, options: Mapping[str, Any], saved: Mapping[str, A
     What others have put there comes along, its tensors on the device of the parameter.
     """
     own = {"step", *STARTS, *MASK, *NAMES}
+    in_bits = []  # the names of those to be stored in 8, once a mask has made its zeros
     state = {key: value if key in own else _moved(value, param.device) for key, value in saved.items()}
     for array in there(saved):
         if array.like_param and saved[array.name].dtype != param.dtype:
             del state[array.name]  # as in a step: what one rounding cut off says nothing of another's values
         else:
             kind = _dtype(array, param, saved[array.name], options)
+            if kind is block8.DTYPE:
+                kind = torch.float32
+                in_bits.append(array.name)
             state[array.name] = state_like(param, kind, saved[array.name], array.planes_of(options))
     kept = take_mask(state, param)
     if kept is not None:
@@ -268,6 +276,9 @@ def owned_state(param: Tensor, options: Mapping[str, Any], saved: Mapping[str, A
             start = float(state.pop(key))
             state |= {key: start} if key == WINDOW_START or is_pending({**state, key: start}, key) else {}
     state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu")
+    if in_bits:
+        numbers = {name: state[name] for name in in_bits}
+        state |= in_8_bits(numbers, param, options["seed"], float(state["step"]))
     return state
 
 

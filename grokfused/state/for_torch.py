@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grokfused.state.blocks import as_numbers
 from grokfused.state.prepare import check_state
 from grokfused.state.saved_form import MASKS
 from grokfused.state.storage import state_dtype_for, state_like
@@ -52,6 +53,7 @@ def for_torch(optimizer: Any) -> dict[str, Any]:
 
 def _state_for_torch(param: Tensor, state: Mapping[str, Any], amsgrad: bool) -> dict[str, Tensor]:
     arrays = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if amsgrad else ()))
-    moments = {key: state_like(param, state_dtype_for(param, "float32"), state.get(key)) for key in arrays}
+    numbers = as_numbers(state, param)
+    moments = {key: state_like(param, state_dtype_for(param, "float32"), numbers.get(key)) for key in arrays}
     step = torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu")
     return {"step": step, **moments}

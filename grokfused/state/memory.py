@@ -31,9 +31,10 @@ def refuse_what_does_not_fit(
     """
     needed = Counter[torch.device]()
     for param, state, group in members:
-        for array in used(param, group):
+        states = state_dtype_for(param, group["state_dtype"])
+        for array in used(param, group, states):
             if array.planes == WINDOW and array.name not in state:
-                dtype = array.dtype(param, group, state_dtype_for(param, group["state_dtype"]))
+                dtype = array.dtype(param, group, states)
                 needed[param.device] += array.planes_of(group) * local(param).numel() * dtype.itemsize
     refuse_windows_larger_than_what_is_free(needed, "window_dtype=torch.bfloat16, or grad_filter='ema'")
 

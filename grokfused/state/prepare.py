@@ -13,10 +13,20 @@ import torch
 from torch import Tensor
 
 from grokfused import backends
-from grokfused.state.arrays import ARRAYS, MOMENTS, ROUNDED_DTYPES, Array, of_elements, there, used
-from grokfused.state.blocks import as_stored, take_numbers
+from grokfused.backends import block8
+from grokfused.state.arrays import (
+    ARRAYS,
+    MOMENTS,
+    ROUNDED_DTYPES,
+    Array,
+    of_elements,
+    states_dtype,
+    there,
+    used,
+)
+from grokfused.state.blocks import as_numbers, relaid
 from grokfused.state.saved_form import check_mask_of, take_mask
-from grokfused.state.sharding import ONE_PER_BLOCK, is_spread_at_sight, local, sharded_like, unlike
+from grokfused.state.sharding import is_spread_at_sight, local, sharded_like, unlike
 from grokfused.state.storage import (
     OWN_STATES,
     STATE_DTYPES,
@@ -27,7 +37,6 @@ from grokfused.state.storage import (
     is_dense,
     is_unresolved,
     lies_like,
-    state_dtype_for,
     state_like,
     widens,
 )
@@ -98,7 +107,9 @@ def is_count(step: float) -> bool:
 def check_state(param: Tensor, state: Mapping[str, Any], group: Group, name: object) -> None:
     """Raises RuntimeError where a state that is there does not fit its parameter, or is there in part."""
     arrays = [array for array in there(state) if array.stays or array.is_used(group)]
-    for key in ("step", *MOMENTS) if arrays else ():
+    in_8_bits = getattr(state.get(MOMENTS[0]), "dtype", None) is block8.DTYPE
+    parts = ("step", *MOMENTS, *([block8.BASES] if in_8_bits else []))
+    for key in parts if arrays else ():
         if key not in state:
             raise RuntimeError(f"the state of {name} has lost {key!r}: restore it, or clear the state")
     if isinstance(state.get("mask"), Tensor):  # as saved, put in by hand
@@ -129,7 +140,7 @@ def check_state(param: Tensor, state: Mapping[str, Any], group: Group, name: obj
         difference = unlike(param, value, planes=array.planes_of(group))
         if difference:
             raise RuntimeError(f"{which} {difference}")
-        if array.of == "real":
+        if array.of in ("real", "bases"):
             own = array.dtype(param, group, value.dtype)
             if value.dtype != own and not (param.dtype in OWN_STATES and widens(value.dtype, own)):
                 raise RuntimeError(f"{which} must be {own}, got {value.dtype}")
@@ -140,11 +151,12 @@ def check_state(param: Tensor, state: Mapping[str, Any], group: Group, name: obj
             if value.dtype not in ROUNDED_DTYPES:
                 raise RuntimeError(f"{which} must have 16 bits, it is {value.dtype}")
         elif param.dtype in OWN_STATES:
-            if not widens(value.dtype, param.dtype):
+            if not in_8_bits and not widens(value.dtype, param.dtype):
                 raise RuntimeError(f"{which} must be {param.dtype} like the parameter, got {value.dtype}")
         elif value.dtype not in STATE_DTYPES.values() or value.dtype != state[MOMENTS[0]].dtype:
             raise RuntimeError(
-                f"the states of {name} must all be float32 or all bfloat16, {array.name!r} is {value.dtype}"
+                f"the states of {name} must all be float32, all bfloat16 or all of 8 bits, {array.name!r} is "
+                f"{value.dtype}"
             )
         check_memory(value, which)
 
@@ -160,20 +172,20 @@ def prepare_state(param: Tensor, state: State, group: Group) -> None:
     if not isinstance(step, Tensor) or step.layout is not torch.strided or is_unresolved(step):
         # On the CPU and of this dtype, whatever default someone has set.
         state["step"] = torch.tensor(float(state.get("step", 0)), dtype=torch.float32, device="cpu")
-    dtype = state_dtype_for(param, group["state_dtype"])
-    if MOMENTS[0] in state and param.dtype not in OWN_STATES:
-        dtype = state[MOMENTS[0]].dtype
-    needed = used(param, group)
+    if param.dtype in OWN_STATES and block8.BASES in state:  # a module that has become float64
+        numbers = as_numbers(state, param)
+        state.clear()
+        state.update(numbers)
+    dtype = states_dtype(param, state, group)
+    needed = used(param, group, dtype)
     drop_what_is_over(state, param, needed)
-    take_numbers(state, param)
+    relaid(state, param, group["seed"])
     for array in needed:
         own, planes = array.dtype(param, group, dtype), array.planes_of(group)
         if array.name in state:
             keeps = array.of == "window" and param.dtype not in OWN_STATES
             kept = state[array.name].dtype if keeps else own
             state[array.name] = _lying_like(param, state[array.name].to(kept), planes)
-        elif array.planes == ONE_PER_BLOCK:  # after the arrays that are stored by it
-            state |= as_stored(state, param, array.name)
         else:
             state[array.name] = state_like(param, own, planes=planes)
             if array.option == ("grad_filter", group["grad_filter"]) and (key := start_key(group)):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grokfused.backends.reference import SHARED
+from grokfused.backends import block8
 from grokfused.state.arrays import MOMENTS, NAMES
 from grokfused.state.blocks import as_numbers
 from grokfused.state.sharding import is_sharded, local, part_of, sharded_like
@@ -51,12 +51,12 @@ def as_saved(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> dict[s
     for key, param in enumerate(param for group in groups for param in group["params"]):
         state = states.get(key)
         if isinstance(state, dict) and (
-            not state.keys().isdisjoint((*SHARED, *STARTS, *WINDOW_PARTS))
+            not state.keys().isdisjoint((block8.BASES, *STARTS, *WINDOW_PARTS))
             or isinstance(state.get("mask"), PackedMask)
         ):
             states[key] = _saved(state, param)
     saved_groups = [
-        {**group, **_kept_options(group, states), MASKS: masks_of(group, states)}
+        {**group, **_kept_options(group, state_dict["state"]), MASKS: masks_of(group, states)}
         for group in state_dict["param_groups"]
     ]
     return {**state_dict, "state": states, "param_groups": saved_groups}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from grokfused.backends import block8
 from grokfused.state.sharding import ONE_PER_BLOCK, gathered_grad, is_partial, local, sharded_like, unlike
 
 PARAM_DTYPES = (
@@ -19,15 +20,20 @@ PARAM_DTYPES = (
 SHOWN_DTYPES = ", ".join(str(dtype).removeprefix("torch.") for dtype in PARAM_DTYPES)
 # Of parameters whose states have their dtype, whatever the option says.
 OWN_STATES = (torch.float64, torch.complex64, torch.complex128)
-STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "block8": block8.DTYPE}
 PARAM_ROUNDINGS = ("nearest", "stochastic", "kahan")
 
 
 def dtype_name(option: str, dtype: object) -> str:
-    """Returns "float32" or "bfloat16" for a torch.dtype or its name; else raises ValueError."""
+    """Returns "float32" or "bfloat16" for a torch.dtype or its name, "block8" too for states.
+
+    Raises:
+        ValueError: It is another one.
+    """
     name = str(dtype).removeprefix("torch.")
-    if name not in STATE_DTYPES:
-        raise ValueError(f"{option} must be torch.float32 or torch.bfloat16, got {dtype!r}")
+    if name not in STATE_DTYPES or (option != "state_dtype" and name == "block8"):
+        more = ', or "block8"' if option == "state_dtype" else ""
+        raise ValueError(f"{option} must be torch.float32 or torch.bfloat16{more}, got {dtype!r}")
     return name
 
 
@@ -175,11 +181,13 @@ def same_order(a: Tensor, b: Tensor) -> bool:
 def state_like(param: Tensor, dtype: torch.dtype, value: Tensor | None = None, planes: int = 1) -> Tensor:
     """Returns a state of the parameter's shape, device and memory order: zeros, or a copy of value.
 
-    With more than one plane it is so many of them, one after the other. One value per block is copied only.
+    With more than one plane it is so many of them, one after the other.
     """
     shard = local(param)
-    if planes == ONE_PER_BLOCK and value is not None:
-        return value.to(shard.device, dtype, copy=True).contiguous()
+    if planes == ONE_PER_BLOCK:
+        blocks = block8.count_of(shard.numel())
+        made = torch.zeros(blocks, dtype=dtype, device=shard.device) if value is None else value
+        return made.to(shard.device, dtype, copy=value is not None).contiguous()
     state = torch.zeros_like(shard, dtype=dtype, memory_format=torch.preserve_format)
     if planes > 1:
         stride = (shard.numel(), *state.stride())

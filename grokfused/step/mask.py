@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from grokfused.backends.reference import LANES, kept_elements, memory_order
+from grokfused.backends import block8
+from grokfused.backends.reference import in_memory_order, memory_order
+from grokfused.backends.storage import LANES, kept_elements
 from grokfused.state.sharding import local, sharded_like, unlike
 from grokfused.state.storage import address
 
@@ -159,8 +161,14 @@ def check_mode(mode: object) -> None:
 @torch.no_grad()
 def zero_left_out(mask: Tensor, arrays: Iterable[Tensor]) -> None:
     """Sets to 0, by selection, what a mask leaves out of a parameter and its states."""
-    for array in arrays:
-        local(array).masked_fill_(~local(mask), 0)
+    left_out = ~local(mask)
+    for array in map(local, arrays):
+        if array.dtype is block8.DTYPE:  # whose bytes lie otherwise in a block; code 0 is 0
+            flat = block8.laid(in_memory_order(left_out, array).reshape(-1))
+            view = in_memory_order(array, array)
+            view.masked_fill_(flat.view(view.shape), 0)
+        else:
+            array.masked_fill_(left_out, 0)
 
 
 def cleared(packed: PackedMask, arrays: Sequence[Tensor]) -> PackedMask:

@@ -84,6 +84,11 @@ def check_choices(options: Mapping[str, Any]) -> None:
             dtype_name(name, options[name])
         elif not (isinstance(options[name], str) and options[name] in allowed):
             raise ValueError(f"{name} must be one of {allowed}, got {options[name]!r}")
+    if options["state_dtype"] == "block8" and options["state_rounding"] == "nearest":
+        raise ValueError(
+            "state_rounding='nearest' is not for state_dtype='block8': a second moment moves by less than "
+            "half of what 4 bits tell apart, and would stand still; leave it 'stochastic'"
+        )
     for name in FLAGS:
         check_flag(name, options[name])
     for name in INERT:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from grokfused.backends import choose_for
 from grokfused.backends.reference import Scalars
-from grokfused.state.arrays import used
+from grokfused.state.arrays import states_dtype, used
 from grokfused.state.sharding import is_sharded, local
 from grokfused.state.storage import is_dense, is_unresolved
 from grokfused.step.grad_filter import first_filtered_step
@@ -71,7 +71,8 @@ class Walk:
     ) -> None:
         param, state = self._members.params[place], self._members.owner.state[self._members.keys[place]]
         group = self._members.group_of[place]
-        names = [array.name for array in used(param, self._members.groups[group])]
+        options = self._members.groups[group]
+        names = [array.name for array in used(param, options, states_dtype(param, state, options))]
         shard, step = local(param), state["step"]
         tensors = {"param": shard, "grad": grad, "step": step, **{name: local(state[name]) for name in names}}
         self._tensors.append(tensors)
