@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../work.h"
+#include "block8.h"
 #include "tile.h"
 
 namespace grokfused::cpu {
@@ -20,7 +21,7 @@ extern template void run_all<double>(const Work&, const Parts&);
 template <class Format, class Step>
 std::pair<Update, Update> updates_of(const Choices& choices) {
   Update selecting = nullptr;
-  if constexpr (sizeof(typename Format::Stored) >= 4 || Step::States::kShares)
+  if constexpr (sizeof(typename Format::Stored) >= 4)
     selecting = update_of<Format, Step, true>(choices.state, choices.state_rounding);
   return {update_of<Format, Step, false>(choices.state, choices.state_rounding), selecting};
 }
@@ -36,14 +37,18 @@ extern template std::pair<Update, Update> updates_of<Float32, AfterWindow<Larges
 template <class Format, class GradFilter, class SecondMoment>
 void run(const Work& work, const Choices& choices) {
   constexpr bool kHasWindow = std::is_same_v<GradFilter, Mean>,
-                 kWidens = sizeof(typename Format::Stored) == 2;
-  using Own = std::conditional_t<kHasWindow && kWidens, Float32, Format>;
+                 kIsNarrow = sizeof(typename Format::Stored) == 2;
+  using Own = std::conditional_t<kHasWindow && kIsNarrow, Float32, Format>;
   using Step =
       std::conditional_t<kHasWindow, AfterWindow<SecondMoment>, ElementStep<GradFilter, SecondMoment>>;
-  auto [update, selecting] = updates_of<Own, Step>(choices);
-  if (kHasWindow && kWidens) selecting = nullptr;
+  std::pair<Update, Update> updates;
+  if (choices.in_8_bits())
+    updates = updates_in_8_bits<Step>();
+  else
+    updates = updates_of<Own, Step>(choices);
+  if (kHasWindow && kIsNarrow && !choices.in_8_bits()) updates.second = nullptr;
   const auto rows = state_rows<ElementStep<GradFilter, SecondMoment>>(choices);
-  run_all<typename Format::Real>(work, Parts(update, selecting, choices, rows));
+  run_all<typename Format::Real>(work, Parts(updates, kHasWindow, choices, rows));
 }
 
 // The kernel for parameters of one format. Compiled for each in a file of its own, which a build runs side by

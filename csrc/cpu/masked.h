@@ -28,7 +28,7 @@ struct Kept {
 };
 
 // Looks at the words from `begin` on, at most up to `end`: a tile of them, or in a sparse part of the mask
-// only as many as alike keep something, or nothing; of blocks that share a value, whole ones. The last word
+// only as many as alike keep something, or nothing; beside states of 8 bits whole blocks. The last word
 // may be cut.
 inline Kept look(const SliceStep& step, int64_t begin, int64_t end, bool sparse) {
   const uint32_t* mask = step.slice().mask;
@@ -38,7 +38,7 @@ inline Kept look(const SliceStep& step, int64_t begin, int64_t end, bool sparse)
     next = std::min(end, kept.end + kLanes);
     const int count = static_cast<int>(next - kept.end);
     const uint32_t lanes = kept_lanes(mask, kept.end, count);
-    const bool may_end = !step.shares() || kept.end % kBlock == 0;
+    const bool may_end = !step.in_blocks() || kept.end % kBlock == 0;
     if (sparse && may_end && kept.end > begin && kept.any != (lanes != 0)) break;
     kept.any |= lanes != 0;
     kept.all &= lanes == ~uint32_t{0} >> (kLanes - count);

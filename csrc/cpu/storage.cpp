@@ -41,6 +41,13 @@ Narrow narrowing_of(Rounding rounding) {
   return rounding == Rounding::kStochastic ? narrow_stochastically<Format> : narrow<Format>;
 }
 
+template <class Format>
+GROK_CPU_CLONES void widen(const void* stored, const void* rest, float* values, int size) {
+  const auto *from = static_cast<const uint16_t*>(stored), *rests = static_cast<const uint16_t*>(rest);
+#pragma omp simd
+  for (int i = 0; i < size; ++i) values[i] = Format::widen(from[i]) + Format::widen(rests[i]);
+}
+
 template <class Stored>
 GROK_CPU_CLONES void select_values(const void* stepped, const uint32_t* kept, MaskMode mode, void* stored,
                                    int size) {
@@ -57,7 +64,13 @@ Narrow narrowing(Format format, Rounding rounding) {
   return format == Format::kBFloat16 ? narrowing_of<BFloat16>(rounding) : narrowing_of<Float16>(rounding);
 }
 
+Widen widening(Format format) {
+  if (!is_16_bits(format)) return nullptr;
+  return format == Format::kBFloat16 ? widen<BFloat16> : widen<Float16>;
+}
+
 size_t bytes_of(Format format) {
+  if (format == Format::kBlock8) return 1;
   if (format == Format::kFloat64) return sizeof(Float64::Stored);
   return format == Format::kFloat32 ? sizeof(Float32::Stored) : sizeof(BFloat16::Stored);
 }

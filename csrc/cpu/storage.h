@@ -20,6 +20,12 @@ using Narrow = void (*)(const float* values, void* stored, void* rest, int size,
 // Null for float32 and float64, which stay as they are.
 Narrow narrowing(Format format, Rounding rounding);
 
+// 16 bits as real numbers, with their rest (minus 0 where there is none).
+using Widen = void (*)(const void* stored, const void* rest, float* values, int size);
+
+// Null for float32 and float64.
+Widen widening(Format format);
+
 size_t bytes_of(Format format);
 
 // Spreads the bits of whole words of a mask out: all ones or 0 for each element.

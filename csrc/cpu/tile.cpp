@@ -33,23 +33,25 @@ int place_of(const std::vector<StateRow>& rows, Of of) {
 
 }  // namespace
 
-Parts::Parts(Update update, Update selecting, const Choices& choices, const std::vector<StateRow>& rows)
-    : update(update),
-      selecting(selecting),
+Parts::Parts(std::pair<Update, Update> updates, bool has_window, const Choices& choices,
+             const std::vector<StateRow>& rows)
+    : update(updates.first),
+      selecting(updates.second),
       narrow(narrowing(choices.param, choices.param_rounding)),
-      window(place_of(rows, Of::kWindow) < 0 ? WindowLoops{} : window_loops(choices.param, choices.window)),
+      widen(has_window || choices.in_8_bits() ? widening(choices.param) : nullptr),
+      window(has_window ? window_loops(choices.param, choices.window) : WindowLoops{}),
       choices(choices),
-      keeps_rest(choices.keeps_rest()),
       in_place(!is_16_bits(choices.param)),
       param_bytes(bytes_of(choices.param)),
       rows(rows),
       grad_window(place_of(rows, Of::kWindow)),
       grad_sum(place_of(rows, Of::kReal)),
-      shares(std::any_of(rows.begin(), rows.end(), is_shared)) {
+      rest(place_of(rows, Of::kParam)) {
   const size_t real = choices.param == Format::kFloat64 ? sizeof(double) : sizeof(float);
-  const size_t bytes[] = {bytes_of(choices.state), bytes_of(choices.window), param_bytes, real};
+  const size_t bytes[] = {bytes_of(choices.state), bytes_of(choices.window), param_bytes, real, kToAWord};
   for (const StateRow& row : rows) {
-    if (row.of == Of::kStates || is_shared(row)) updated.push_back(static_cast<int>(state_bytes.size()));
+    if (row.of == Of::kStates || row.of == Of::kBases)
+      updated.push_back(static_cast<int>(state_bytes.size()));
     state_bytes.push_back(bytes[static_cast<size_t>(row.of)]);
   }
 }
@@ -74,7 +76,7 @@ void SliceStep::run_tile(int64_t begin, int size, const uint32_t* kept) const {
   Buffers buffers;
   const uint32_t first = slice_.first + static_cast<uint32_t>(begin);
   void* param = this->param().at(begin);
-  void* rest = parts_.keeps_rest ? state(states() - 1).at(begin) : nullptr;  // it is the last state
+  void* rest = parts_.rest < 0 ? nullptr : state(parts_.rest).at(begin);
   Arrays arrays{grad().at(begin), param, rest ? rest : kNoRest.values, {}, nullptr, {}, key_, first, kept,
                 slice_.mask_mode};
   const Update selecting = kept ? parts_.selecting : nullptr;
@@ -86,7 +88,14 @@ void SliceStep::run_tile(int64_t begin, int size, const uint32_t* kept) const {
     arrays.new_states[k] = choose_states ? buffers.states[k] : stored;
   }
   const bool has_window = parts_.window.amplify;
-  if (has_window) amplify(begin, size, kept, arrays, buffers.amplified, buffers.values);
+  if (has_window)
+    amplify(begin, size, kept, arrays, buffers.amplified);
+  else if (parts_.widen)
+    widen_grad(arrays, buffers.amplified, size);
+  if (parts_.widen) {
+    parts_.widen(param, arrays.rest, buffers.values, size);
+    arrays.param = buffers.values;
+  }
   (selecting ? selecting : parts_.update)(arrays, size, has_window ? after_window_ : scalars_,
                                           parts_.choices);
   if (parts_.narrow)
@@ -96,13 +105,18 @@ void SliceStep::run_tile(int64_t begin, int size, const uint32_t* kept) const {
   take(parts_.narrow ? static_cast<void*>(buffers.param) : buffers.values, this->param(), begin, size, kept);
   for (size_t k = 0; k < parts_.updated.size() && choose_states; ++k)
     take(buffers.states[k], state(parts_.updated[k]), begin, size, kept);
-  if (parts_.keeps_rest) take(buffers.rest, state(states() - 1), begin, size, kept);
+  if (rest) take(buffers.rest, state(parts_.rest), begin, size, kept);
 }
 
-// Writes a tile's window and its sum, and puts gradients and parameters into `arrays` as the update takes
-// them: in real numbers. `amplified`, `values`: room for them.
-void SliceStep::amplify(int64_t begin, int size, const uint32_t* kept, Arrays& arrays, void* amplified,
-                        float* values) const {
+void SliceStep::widen_grad(Arrays& arrays, void* values, int size) const {
+  parts_.widen(arrays.grad, kNoRest.values, static_cast<float*>(values), size);
+  arrays.grad = values;
+}
+
+// Writes a tile's window and its sum, and puts the gradients into `arrays` as the update takes them: in real
+// numbers. `amplified`: room for them.
+void SliceStep::amplify(int64_t begin, int size, const uint32_t* kept, Arrays& arrays,
+                        void* amplified) const {
   alignas(kCacheLine) double others[kTile], entering[kTile], sum[kTile];
   const Array grad_window = state(parts_.grad_window), grad_sum = state(parts_.grad_sum);
   void *leaving = grad_window.at(begin), *old_sum = grad_sum.at(begin);
@@ -116,10 +130,6 @@ void SliceStep::amplify(int64_t begin, int size, const uint32_t* kept, Arrays& a
                         amplified};
   parts_.window.amplify(tile, size, scalars_);
   arrays.grad = amplified;
-  if (parts_.window.widen) {
-    parts_.window.widen(arrays.param, arrays.rest, values, size);
-    arrays.param = values;
-  }
   if (!kept) return;
   take(entering, grad_window, begin, size, kept);
   take(sum, grad_sum, begin, size, kept);

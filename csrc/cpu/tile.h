@@ -3,13 +3,15 @@
 // chosen by one more for each array. So roundings and masks add loops, and do not multiply them. Arrays of
 // which a mask leaves nothing out are read and written where they lie.
 //
-// Elements of a block that share a value are stepped together: it is never cut, neither by tiles nor by
+// A block of states of 8 bits (step/block8.h) is stepped at once: it is never cut, neither by tiles nor by
 // threads (adamw_cpu.cpp) nor by a mask (masked.h).
 #pragma once
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
+#include "../step/block8.h"
 #include "storage.h"
 #include "update.h"
 #include "window.h"
@@ -36,25 +38,27 @@ struct Parts {
   Update update;
   Update selecting;    // under a mask; null where loops of their own choose: beside parameters of 16 bits
   Narrow narrow;       // of parameters; null for those of more bits
+  Widen widen;         // for an update that takes real numbers only; else null
   WindowLoops window;  // null without one
   Choices choices;
-  bool keeps_rest, in_place;
+  bool in_place;
   size_t param_bytes;
   std::vector<StateRow> rows;
   std::vector<size_t> state_bytes;
-  std::vector<int> updated;   // places of the states that the update reads and writes
-  int grad_window, grad_sum;  // places; -1 without a window
-  bool shares;                // blocks share values: a mask leaves out whole ones, or chooses in them
+  std::vector<int> updated;         // places of the states that the update reads and writes
+  int grad_window, grad_sum, rest;  // places; -1 where there is none
 
-  Parts(Update update, Update selecting, const Choices& choices, const std::vector<StateRow>& rows);
+  // `updates`: the loop, and the one that chooses; `has_window`: they come after the loops of a window.
+  Parts(std::pair<Update, Update> updates, bool has_window, const Choices& choices,
+        const std::vector<StateRow>& rows);
 };
 
 // One array of a slice.
 struct Array {
   char* stored;
   size_t bytes;            // of a value
-  bool is_shared = false;  // by the elements of a block
-  void* at(int64_t i) const { return stored + (is_shared ? i / kBlock : i) * bytes; }
+  bool of_blocks = false;  // one for each
+  void* at(int64_t i) const { return stored + (of_blocks ? i / kBlock : i) * bytes; }
 };
 
 // The scalars of a slice, and what is left of them after the loops of a window.
@@ -84,12 +88,12 @@ class SliceStep {
   void run_selected(int64_t begin, int64_t end) const;
 
   const Slice& slice() const { return slice_; }
-  bool shares() const { return parts_.shares; }
+  bool in_blocks() const { return parts_.choices.in_8_bits(); }
   int states() const { return static_cast<int>(parts_.state_bytes.size()); }
   Array state(int place) const {
     const size_t bytes = parts_.state_bytes[place];
     const int64_t begin = is_ring(parts_.rows[place]) ? window_.place * window_.plane : 0;
-    return {static_cast<char*>(slice_.states[place]) + begin * bytes, bytes, is_shared(parts_.rows[place])};
+    return {static_cast<char*>(slice_.states[place]) + begin * bytes, bytes, is_of_blocks(place)};
   }
   Array param() const { return {static_cast<char*>(slice_.param), parts_.param_bytes}; }
   Array grad() const { return {static_cast<char*>(const_cast<void*>(slice_.grad)), parts_.param_bytes}; }
@@ -98,13 +102,14 @@ class SliceStep {
   void each_written(Use&& use) const {
     use(param());
     for (int place = 0; place < states(); ++place)
-      if (!is_shared(parts_.rows[place])) use(state(place));
+      if (!is_of_blocks(place)) use(state(place));
   }
 
  private:
+  bool is_of_blocks(int place) const { return parts_.rows[place].of == Of::kBases; }
   void run_tile(int64_t begin, int size, const uint32_t* kept) const;
-  void amplify(int64_t begin, int size, const uint32_t* kept, Arrays& arrays, void* amplified,
-               float* values) const;
+  void widen_grad(Arrays& arrays, void* values, int size) const;
+  void amplify(int64_t begin, int size, const uint32_t* kept, Arrays& arrays, void* amplified) const;
   void take(const void* stepped, const Array& array, int64_t begin, int size, const uint32_t* kept) const {
     select(array.bytes, stepped, kept, slice_.mask_mode, array.at(begin), size);
   }

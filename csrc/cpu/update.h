@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "../step/blocks.h"
 #include "../step/element_step.h"
 #include "clones.h"
 
@@ -52,12 +51,8 @@ GROK_HD Element<typename Param::Real, Rows> read_element(const Arrays& arrays, i
   element.grad = read<Param>(arrays.grad, i);
   Rows::each([&](auto row, int place) {
     constexpr StateRow kRow = decltype(row)::kRow;
-    static_assert(is_shared(kRow) || kRow.of == Of::kStates, "others have loops of their own");
-    if constexpr (is_shared(kRow))
-      value_of<decltype(row)>(element) =
-          static_cast<const typename Param::Real*>(arrays.states[place])[i / kBlock];
-    else
-      value_of<decltype(row)>(element) = read<State>(arrays.states[place], i);
+    static_assert(kRow.of == Of::kStates, "others have loops of their own");
+    value_of<decltype(row)>(element) = read<State>(arrays.states[place], i);
   });
   return element;
 }
@@ -69,10 +64,9 @@ GROK_HD void write_element(const Arrays& arrays, int i, Element<Real, Rows>& ele
   if constexpr (kRounding == Rounding::kStochastic)
     drawn = state_draw(random_bits(arrays.random_key, arrays.first + static_cast<uint32_t>(i)));
   Rows::each([&](auto row, int place) {
-    if constexpr (!is_shared(decltype(row)::kRow))
-      write<kMasked>(arrays, static_cast<typename State::Stored*>(arrays.new_states[place]),
-                     arrays.states[place], rounded<State>(value_of<decltype(row)>(element), kRounding, drawn),
-                     i);
+    write<kMasked>(arrays, static_cast<typename State::Stored*>(arrays.new_states[place]),
+                   arrays.states[place], rounded<State>(value_of<decltype(row)>(element), kRounding, drawn),
+                   i);
   });
 }
 
@@ -84,49 +78,15 @@ GROK_HD void update_element(const Arrays& arrays, int i, const ScalarsOf<typenam
   write_element<State, kRounding, kMasked>(arrays, i, element);
 }
 
-// At most kBlock elements from `begin` on, of which some values are shared: all are computed, and what a mask
-// leaves out chosen, before the first is written. A block of which it keeps nothing shares what it shared.
-template <class Param, class State, Rounding kRounding, class Step>
-GROK_HD void update_block(const Arrays& arrays, int begin, int size,
-                          const ScalarsOf<typename Param::Real>& scalars, const Choices& choices) {
-  using Rows = typename Step::States;
-  using Real = typename Param::Real;
-  Element<Real, Rows> block[kBlock];
-  Real largest[Rows::kCount] = {};
-  uint32_t any = arrays.kept == nullptr;
-  for (int k = 0; k < size && arrays.kept; ++k) any |= arrays.kept[begin + k];
-  for (int k = 0; k < size; ++k) {
-    Element<Real, Rows>& element = block[k];
-    element = read_element<Param, State, Rows>(arrays, begin + k);
-    if (any) decode(element);
-    const Element<Real, Rows> before = element;
-    Step::run(element, scalars, choices);
-    if (arrays.kept) leave_out(element, before, Where(arrays.kept[begin + k], arrays.mask_mode));
-    measure(element, largest);
-  }
-  for (int k = 0; k < size; ++k) {
-    if (any) encode(block[k], largest);
-    write_element<State, kRounding, false>(arrays, begin + k, block[k]);
-  }
-  each_shared<Rows>([&](auto row, int place) {
-    if (any) static_cast<Real*>(arrays.new_states[place])[begin / kBlock] = value_of<decltype(row)>(block[0]);
-  });
-}
-
 template <class Param, class State, Rounding kRounding, class Step, bool kMasked>
 GROK_CPU_CLONES void update(const Arrays& of_tile, int size, const void* scalars, const Choices& of_all) {
   // Copies: the compiler then knows that no store changes them.
   const auto numbers = *static_cast<const ScalarsOf<typename Param::Real>*>(scalars);
   const Arrays arrays = of_tile;
   const Choices choices = of_all;
-  if constexpr (Step::States::kShares) {
-    for (int i = 0; i < size; i += kBlock)
-      update_block<Param, State, kRounding, Step>(arrays, i, std::min(kBlock, size - i), numbers, choices);
-  } else {
 #pragma omp simd
-    for (int i = 0; i < size; ++i)
-      update_element<Param, State, kRounding, Step, kMasked>(arrays, i, numbers, choices);
-  }
+  for (int i = 0; i < size; ++i)
+    update_element<Param, State, kRounding, Step, kMasked>(arrays, i, numbers, choices);
 }
 
 // For parameters of one format; `kMasked`: under a mask that keeps some elements of the tile.

@@ -50,21 +50,12 @@ GROK_CPU_CLONES void sum_others(const void* leaving, const Window& window, void*
 }
 
 template <class Param>
-GROK_CPU_CLONES void widen(const void* param, const void* rest, float* values, int size) {
-  const auto *from = static_cast<const uint16_t*>(param), *rests = static_cast<const uint16_t*>(rest);
-#pragma omp simd
-  for (int i = 0; i < size; ++i) values[i] = Param::widen(from[i]) + Param::widen(rests[i]);
-}
-
-template <class Param>
 WindowLoops loops_of(Format window) {
   if constexpr (Param::kFormat == Format::kFloat64) {
-    return {amplify<Param, Float64>, sum_others<Float64, double>, nullptr};
+    return {amplify<Param, Float64>, sum_others<Float64, double>};
   } else {
-    WindowLoops loops{amplify<Param, Float32>, sum_others<Float32, float>, nullptr};
-    if (window == Format::kBFloat16) loops = {amplify<Param, BFloat16>, sum_others<BFloat16, float>, nullptr};
-    if constexpr (sizeof(typename Param::Stored) == 2) loops.widen = widen<Param>;
-    return loops;
+    if (window == Format::kBFloat16) return {amplify<Param, BFloat16>, sum_others<BFloat16, float>};
+    return {amplify<Param, Float32>, sum_others<Float32, float>};
   }
 }
 

@@ -20,8 +20,6 @@ struct WindowLoops {
   void (*amplify)(const WindowTile&, int size, const void* scalars);
   // What all but the leaving plane sum up to, the oldest first.
   void (*sum_others)(const void* leaving, const Window&, void* others, int size);
-  // Parameters of 16 bits as real numbers, with their rest; null for those that are.
-  void (*widen)(const void* param, const void* rest, float* values, int size);
 };
 
 WindowLoops window_loops(Format param, Format window);

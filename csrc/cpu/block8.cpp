@@ -1,0 +1,230 @@
+#include "block8.h"
+
+#include "../step/block8.h"
+#include "storage.h"
+
+// Of a lambda, for the reason that portable.h tells of functions.
+#define INLINE __attribute__((always_inline))
+
+namespace grokfused::cpu {
+namespace {
+
+template <bool kSigned>
+GROK_HD void decode(const uint8_t* codes, uint32_t base, float* numbers) {
+  uint32_t words[kWords];
+  std::memcpy(words, codes, sizeof words);
+#pragma GCC unroll 4
+  for (int k = 0; k < kToAWord; ++k) {
+#pragma omp simd
+    for (int j = 0; j < kWords; ++j)
+      numbers[k * kWords + j] = Block8<kSigned>::decode(code_in(words[j], k), base);
+  }
+}
+
+// Of a number that is not above kLargest8; what has no sign needs no mask then.
+template <bool kSigned>
+GROK_HD uint32_t plain_size(float number) {
+  return kSigned ? bits_of(number) & ~kSignBit : bits_of(number);
+}
+
+template <bool kSigned>
+GROK_HD uint32_t largest_of(const float* numbers) {
+  uint32_t largest = 0;
+#pragma omp simd reduction(max : largest)
+  for (int i = 0; i < kBlock; ++i) {
+    const uint32_t size = plain_size<kSigned>(numbers[i]);
+    largest = size > largest ? size : largest;
+  }
+  return largest;
+}
+
+// NaN, infinity and what is near it, and a second moment of -0, which few blocks have: all others are spared
+// a minimum an element.
+template <bool kSigned>
+GROK_HD uint32_t saturated(float* numbers) {
+  for (int i = 0; i < kBlock; ++i)
+    numbers[i] = float_of(size_of(numbers[i]) | (kSigned && numbers[i] < 0 ? kSignBit : 0u));
+  return largest_of<kSigned>(numbers);
+}
+
+// Returns the base.
+template <bool kSigned>
+GROK_HD uint8_t encode(float* numbers, const uint32_t* draws, uint8_t* codes) {
+  uint32_t largest = largest_of<kSigned>(numbers);
+  if (largest > kLargest8) largest = saturated<kSigned>(numbers);
+  const uint32_t base = Block8<kSigned>::base_of(largest);
+  uint32_t words[kWords];
+#pragma omp simd
+  for (int j = 0; j < kWords; ++j) {
+    uint32_t word = 0;
+#pragma GCC unroll 4
+    for (int k = 0; k < kToAWord; ++k) {
+      const int i = k * kWords + j;
+      const uint32_t size = plain_size<kSigned>(numbers[i]);
+      word |= in_word(Block8<kSigned>::encode(size, numbers[i] < 0, base, draws[i]), k);
+    }
+    words[j] = word;
+  }
+  std::memcpy(codes, words, sizeof words);
+  return static_cast<uint8_t>(base);
+}
+
+// What one block reads and writes.
+template <class Rows>
+struct Block {
+  const float *param, *grad;
+  float* new_param;
+  const uint32_t* kept;
+  uint8_t* codes[Rows::kCount];
+  uint8_t* bases;
+  uint32_t first;  // the index in its tensor of its first element
+};
+
+template <class Step, bool kMasked, class Rows>
+GROK_HD void step_block(const Block<Rows> block, uint32_t key, MaskMode mode, const ScalarsOf<float>& scalars,
+                        const Choices& choices) {
+  alignas(kCacheLine) float numbers[Rows::kCount][kBlock];
+  alignas(kCacheLine) uint32_t draws[kBlock];
+  Arrays arrays;
+  arrays.param = block.param;
+  arrays.grad = block.grad;
+  arrays.new_param = block.new_param;
+  arrays.kept = block.kept;
+  arrays.mask_mode = mode;
+  Rows::each([&](auto row, int place) INLINE {
+    constexpr In8Bits kKind = decltype(row)::kRow.in_8_bits;
+    decode<kKind.is_signed>(block.codes[place], block.bases[kKind.byte], numbers[place]);
+    arrays.states[place] = arrays.new_states[place] = numbers[place];
+  });
+#pragma omp simd
+  for (int i = 0; i < kBlock; ++i)
+    update_element<Float32, Float32, Rounding::kNearest, Step, kMasked>(arrays, i, scalars, choices);
+#pragma omp simd
+  for (int j = 0; j < kWords; ++j) {
+    const uint32_t hash = random_bits(key, block.first + static_cast<uint32_t>(j));
+#pragma GCC unroll 4
+    for (int k = 0; k < kToAWord; ++k) draws[k * kWords + j] = block8_draw(hash, k);
+  }
+  Rows::each([&](auto row, int place) INLINE {
+    constexpr In8Bits kKind = decltype(row)::kRow.in_8_bits;
+    block.bases[kKind.byte] = encode<kKind.is_signed>(numbers[place], draws, block.codes[place]);
+  });
+}
+
+// A block of which a mask keeps nothing keeps its bases.
+template <class Rows>
+GROK_HD void leave_out(const Block<Rows>& block, MaskMode mode) {
+  if (mode == MaskMode::kFreeze) {
+    std::memmove(block.new_param, block.param, kBlock * sizeof(float));
+    return;
+  }
+  std::memset(block.new_param, 0, kBlock * sizeof(float));
+  for (uint8_t* codes : block.codes) std::memset(codes, 0, kBlock);
+}
+
+template <class Rows>
+GROK_HD Block<Rows> block_at(int begin, const Arrays& tile) {
+  Block<Rows> block{static_cast<const float*>(tile.param) + begin,
+                    static_cast<const float*>(tile.grad) + begin,
+                    static_cast<float*>(tile.new_param) + begin,
+                    tile.kept + begin,
+                    {},
+                    static_cast<uint8_t*>(tile.new_states[Rows::kCount]) + begin / kBlock * kToAWord,
+                    tile.first + static_cast<uint32_t>(begin)};
+  for (int place = 0; place < Rows::kCount; ++place)
+    block.codes[place] = static_cast<uint8_t*>(tile.new_states[place]) + begin;
+  return block;
+}
+
+// What a later block reads: the arithmetic takes so long that the processor by itself looks too short ahead.
+template <class Rows>
+GROK_HD void fetch_ahead(const Block<Rows>& block) {
+  constexpr int kAhead = 6 * kBlock;
+  for (int i = 0; i < kBlock; i += kCacheLine / sizeof(float)) {
+    __builtin_prefetch(block.param + kAhead + i);
+    __builtin_prefetch(block.grad + kAhead + i);
+  }
+  for (const uint8_t* codes : block.codes) __builtin_prefetch(codes + kAhead);
+}
+
+template <class Step, bool kMasked>
+GROK_CPU_CLONES void update_blocks(const Arrays& of_tile, int size, const void* scalars,
+                                   const Choices& of_all) {
+  using Rows = typename Step::States;
+  // Copies: the compiler then knows that no store changes them.
+  const auto numbers = *static_cast<const ScalarsOf<float>*>(scalars);
+  const Arrays tile = of_tile;
+  const Choices choices = of_all;
+  for (int begin = 0; begin < size; begin += kBlock) {
+    const Block<Rows> block = block_at<Rows>(begin, tile);
+    fetch_ahead(block);
+    uint32_t any = !kMasked;
+    for (int i = 0; i < kBlock && kMasked; ++i) any |= block.kept[i];
+    if (any)
+      step_block<Step, kMasked>(block, tile.random_key, tile.mask_mode, numbers, choices);
+    else
+      leave_out(block, tile.mask_mode);
+  }
+}
+
+// The elements of a last block that are fewer, as a whole one: their bytes lie as they do. What is beyond
+// them is 0.
+class Rest {
+ public:
+  Rest(const Arrays& tile, int begin, int size, int states)
+      : size_(size), states_(states), new_param_(static_cast<float*>(tile.new_param) + begin), whole(tile) {
+    std::memcpy(param_, static_cast<const float*>(tile.param) + begin, size * sizeof(float));
+    std::memcpy(grad_, static_cast<const float*>(tile.grad) + begin, size * sizeof(float));
+    if (tile.kept) std::memcpy(kept_, tile.kept + begin, size * sizeof *kept_);
+    whole.param = whole.new_param = param_;
+    whole.grad = grad_;
+    whole.kept = tile.kept ? kept_ : nullptr;
+    whole.first += static_cast<uint32_t>(begin);
+    for (int place = 0; place < states; ++place) {
+      stored_[place] = static_cast<uint8_t*>(tile.new_states[place]) + begin;
+      whole.states[place] = whole.new_states[place] = codes_[place];
+      for (int i = 0; i < size; ++i) codes_[place][byte_of(i)] = stored_[place][i];
+    }
+    whole.new_states[states] = static_cast<uint8_t*>(tile.new_states[states]) + begin / kBlock * kToAWord;
+  }
+
+  void put_back() const {
+    std::memcpy(new_param_, param_, size_ * sizeof(float));
+    for (int place = 0; place < states_; ++place)
+      for (int i = 0; i < size_; ++i) stored_[place][i] = codes_[place][byte_of(i)];
+  }
+
+ private:
+  int size_, states_;
+  float* new_param_;
+  float param_[kBlock] = {}, grad_[kBlock] = {};
+  uint32_t kept_[kBlock] = {};
+  uint8_t codes_[kMaxStates][kBlock] = {}, *stored_[kMaxStates];
+
+ public:
+  Arrays whole;
+};
+
+template <class Step, bool kMasked>
+void update(const Arrays& tile, int size, const void* scalars, const Choices& choices) {
+  const int whole = size / kBlock * kBlock;
+  update_blocks<Step, kMasked>(tile, whole, scalars, choices);
+  if (whole == size) return;
+  Rest rest(tile, whole, size - whole, Step::States::kCount);
+  update_blocks<Step, kMasked>(rest.whole, kBlock, scalars, choices);
+  rest.put_back();
+}
+
+}  // namespace
+
+template <class Step>
+std::pair<Update, Update> updates_in_8_bits() {
+  return {update<Step, false>, update<Step, true>};
+}
+
+template std::pair<Update, Update> updates_in_8_bits<ElementStep<NoFilter, CurrentSecondMoment>>();
+template std::pair<Update, Update> updates_in_8_bits<ElementStep<NoFilter, LargestSecondMoment>>();
+template std::pair<Update, Update> updates_in_8_bits<ElementStep<Ema, CurrentSecondMoment>>();
+template std::pair<Update, Update> updates_in_8_bits<ElementStep<Ema, LargestSecondMoment>>();
+
+}  // namespace grokfused::cpu

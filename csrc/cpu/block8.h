@@ -1,0 +1,16 @@
+// The loops of a step beside states of 8 bits. Their unit is a block (step/block8.h): a first loop reads and
+// does the arithmetic, then the largest of each state is known, and a second one stores. Parameters and
+// gradients come as real numbers, whatever their format: they lie in the first-level cache then.
+#pragma once
+
+#include <utility>
+
+#include "update.h"
+
+namespace grokfused::cpu {
+
+// The loop of a step, and the one that chooses under a mask. The bases are the last of the states' arrays.
+template <class Step>
+std::pair<Update, Update> updates_in_8_bits();
+
+}  // namespace grokfused::cpu
