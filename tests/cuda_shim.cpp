@@ -26,7 +26,7 @@ namespace {
 template <class Stored, class Table>
 void walk(const Table& table, int64_t chunks) {
   for (blockIdx.x = 0; blockIdx.x < static_cast<unsigned>(chunks); ++blockIdx.x)
-    if constexpr (Stored::States::kShares) {
+    if constexpr (Stored::kIn8Bits) {
       for (unsigned first = 0; first < kThreads; first += warp::kThreads)
         warp::run([&](unsigned lane) {
           threadIdx.x = first + lane;
@@ -51,12 +51,18 @@ void walk_all(const Work& work, const Choices& choices, int processors, bool sma
   }
 }
 
+// Calls use(param, state) with the formats for which a kernel is compiled: as csrc/cuda/launcher.h does.
 template <class Use>
-void with_param_format(Format format, Use&& use) {
-  if (format == Format::kFloat64) return use(Float64{});
-  if (format == Format::kFloat32) return use(Float32{});
-  if (format == Format::kBFloat16) return use(BFloat16{});
-  use(Float16{});
+void with_formats(const Choices& choices, Use&& use) {
+  const auto with_states = [&](auto param) {
+    with_state_format<decltype(param)>(choices.state, [&](auto state) { use(param, state); });
+  };
+  if (choices.in_8_bits())
+    return is_16_bits(choices.param) ? use(In16Bits{}, In8BitBlocks{}) : use(Float32{}, In8BitBlocks{});
+  if (choices.param == Format::kFloat64) return with_states(Float64{});
+  if (choices.param == Format::kFloat32) return with_states(Float32{});
+  if (choices.param == Format::kBFloat16) return with_states(BFloat16{});
+  with_states(Float16{});
 }
 
 }  // namespace
@@ -127,10 +133,8 @@ int shim_step(const Slice* slices, int32_t tensors, const int64_t* rows, const v
     const Choices choices = choices_of(policies);
     with_grad_filter(policies.grad_filter, [&](auto filter) {
       using Step = ElementStep<decltype(filter), EitherSecondMoment>;
-      with_param_format(choices.param, [&](auto param) {
-        with_state_format<decltype(param)>(choices.state, [&](auto state) {
-          walk_all<StoredStep<decltype(param), decltype(state), Step>>(work, choices, processors, small != 0);
-        });
+      with_formats(choices, [&](auto param, auto state) {
+        walk_all<StoredStep<decltype(param), decltype(state), Step>>(work, choices, processors, small != 0);
       });
     });
     return 0;

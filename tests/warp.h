@@ -1,8 +1,9 @@
-// A warp on the CPU: its threads have stacks of their own and take turns where they exchange numbers.
+// A warp on the CPU: its threads have stacks of their own, and take turns where they wait for each other.
 #pragma once
 
 #include <ucontext.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <vector>
@@ -17,8 +18,11 @@ struct State {
   std::vector<char> stacks = std::vector<char>(kThreads * kStack);
   unsigned lane;
   bool ended[kThreads];
-  int round[kThreads];                   // exchanges that a thread has begun
-  unsigned char given[2][kThreads][8];  // in even and in odd ones
+  // Who has given a number in the exchange under way, who has taken one, and whether anyone did in a turn of
+  // all.
+  unsigned gave, took;
+  bool moved;
+  unsigned char given[kThreads][8];
   const std::function<void(unsigned)>* body;
 };
 static State state;
@@ -31,9 +35,9 @@ inline void begin() {
 // Calls body(lane) for the threads of one warp.
 inline void run(const std::function<void(unsigned)>& body) {
   state.body = &body;
+  state.gave = state.took = 0;
   for (unsigned lane = 0; lane < kThreads; ++lane) {
     state.ended[lane] = false;
-    state.round[lane] = 0;
     ucontext_t& thread = state.threads[lane];
     getcontext(&thread);
     thread.uc_stack.ss_sp = state.stacks.data() + lane * kStack;
@@ -42,29 +46,45 @@ inline void run(const std::function<void(unsigned)>& body) {
     makecontext(&thread, begin, 0);
   }
   for (bool any = true; any;) {
-    any = false;
+    any = state.moved = false;
     for (state.lane = 0; state.lane < kThreads; ++state.lane) {
       if (state.ended[state.lane]) continue;
       any = true;
       swapcontext(&state.home, &state.threads[state.lane]);
+      state.moved |= state.ended[state.lane];
     }
+    if (any && !state.moved) std::abort();  // they wait for one that has ended
   }
 }
 
-// What the thread `apart` from this one gives.
+inline void wait() {
+  const Index index = threadIdx;
+  swapcontext(&state.threads[state.lane], &state.home);
+  threadIdx = index;
+}
+
+// What the thread `apart` from this one gives, of those that exchange with each other, one bit each.
 template <class Number>
-Number exchange(Number number, int apart) {
-  const unsigned lane = state.lane;
-  const int odd = state.round[lane]++ % 2;
-  std::memcpy(state.given[odd][lane], &number, sizeof number);
-  swapcontext(&state.threads[lane], &state.home);
-  std::memcpy(&number, state.given[odd][lane ^ static_cast<unsigned>(apart)], sizeof number);
+Number exchange(unsigned who, Number number, int apart) {
+  const unsigned lane = state.lane, self = 1u << lane;
+  while (state.gave & self) wait();  // others have yet to take what it gave before
+  std::memcpy(state.given[lane], &number, sizeof number);
+  state.gave |= self;
+  state.moved = true;
+  while ((state.gave & who) != who) wait();
+  std::memcpy(&number, state.given[lane ^ static_cast<unsigned>(apart)], sizeof number);
+  state.took |= self;
+  state.moved = true;
+  if ((state.took & who) == who) {
+    state.gave &= ~who;
+    state.took &= ~who;
+  }
   return number;
 }
 
 }  // namespace warp
 
 template <class Number>
-Number __shfl_xor_sync(unsigned, Number number, int apart) {
-  return warp::exchange(number, apart);
+Number __shfl_xor_sync(unsigned who, Number number, int apart) {
+  return warp::exchange(who, number, apart);
 }

@@ -19,6 +19,12 @@ constexpr int kThreads = 256;  // of a block
 // keeps busy for so many waves, chunks grow: each costs the reading of its numbers.
 constexpr int64_t kSmallestChunk = 1024, kBlocksPerProcessor = 16;
 
+// The part of a tensor that a block steps, and what else there is to know of it.
+struct Chunk : Slice {
+  uint32_t random_key;
+  uint32_t* bases;  // of states in 8 bits
+};
+
 // The numbers of a step that only the device knows; null where they are on the host, or not given. `Real`,
 // here and below: in which the elements are computed.
 template <class Real>

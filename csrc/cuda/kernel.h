@@ -14,7 +14,7 @@
 
 #include <cstdint>
 
-#include "blocks.h"
+#include "block8.h"
 #include "chunks.h"
 #include "packs.h"
 
@@ -25,26 +25,18 @@ constexpr int kBlocksAtOnce = 2;
 
 // kWidth elements from i on.
 template <class Stored, int kWidth>
-GROK_HD void run_packs(const Slice& slice, const Choices& choices, int i,
+GROK_HD void run_packs(const Chunk& chunk, const Choices& choices, int i,
                        const ScalarsOf<typename Stored::Real>& scalars, const Window& window) {
-  const uint32_t kept = kept_lanes(slice.mask, i, kWidth), all = kept_lanes(nullptr, i, kWidth);
+  const uint32_t kept = kept_lanes(chunk.mask, i, kWidth), all = kept_lanes(nullptr, i, kWidth);
   Packs<Stored, kWidth> packs;
-  if (kept == 0) return packs.clear(slice, choices, i);
-  if constexpr (Packs<Stored, kWidth>::kHasWindow) {
-    const bool afresh = window.has_turn(i);
-    if (afresh) packs.sum_others(slice, choices, window, i);
-    const auto others = packs.state(GradSum{});
-    packs.load(slice, choices, i);
-    if (afresh)
-      packs.state(GradSum{}) = others;
-    else
-      packs.take_off();
-  } else {
-    packs.load(slice, choices, i);
+  if (kept == 0) {
+    packs.clear(chunk, choices, i);
+    return;
   }
-  packs.step(scalars, choices, slice.random_key, slice.first + static_cast<uint32_t>(i));
-  if (kept != all) packs.leave_out(slice, choices, i, kept);
-  packs.store(slice, choices, i);
+  packs.load(chunk, choices, window, i);
+  packs.step(scalars, choices, chunk.random_key, chunk.first + static_cast<uint32_t>(i));
+  if (kept != all) packs.leave_out(chunk, choices, i, kept);
+  packs.store(chunk, choices, i);
 }
 
 // The gradients overflowed under the loss scale.
@@ -69,11 +61,11 @@ GROK_HD void advance(float* counter, float step) {
 }
 
 // The elements from `begin` on, at most a chunk of them: counted from there, indices of 32 bits suffice for a
-// loop. A chunk begins with a word of the mask, and with a block that shares values.
+// loop. A chunk begins with a word of the mask, and with a block of states in 8 bits.
 template <class Stored>
-GROK_HD Slice chunk_of(const Slice& slice, const Choices& choices, int64_t begin, int64_t chunk_size,
+GROK_HD Chunk chunk_of(const Slice& slice, const Choices& choices, int64_t begin, int64_t chunk_size,
                        const Window& window, uint32_t key) {
-  Slice part = slice;
+  Chunk part{slice, key, nullptr};
   using Param = typename Stored::Param::Stored;
   part.param = static_cast<Param*>(slice.param) + begin;
   part.grad = static_cast<const Param*>(slice.grad) + begin;
@@ -84,50 +76,54 @@ GROK_HD Slice chunk_of(const Slice& slice, const Choices& choices, int64_t begin
     assume_global(part.states[place]);
   };
   Stored::States::each([&](auto row, int place) {
-    constexpr StateRow kRow = decltype(row)::kRow;
-    const int64_t before = is_ring(kRow) ? window.place * window.plane : 0;
-    with_format<Stored>(row, choices, [&](auto format) {
-      move(format, place, is_shared(kRow) ? begin / kBlock : before + begin);
-    });
+    const int64_t before = is_ring(decltype(row)::kRow) ? window.place * window.plane : 0;
+    with_format<Stored>(row, choices, [&](auto format) { move(format, place, before + begin); });
   });
   constexpr int kOwn = Stored::States::kCount;
+  const bool rest = Stored::kCanKeepRest && choices.keeps_rest();
   if (choices.amsgrad) move(typename Stored::State{}, kOwn, begin);
-  if constexpr (Stored::kCanKeepRest) {
-    if (choices.keeps_rest() && choices.amsgrad) move(typename Stored::Param{}, kOwn + 1, begin);
-    if (choices.keeps_rest() && !choices.amsgrad) move(typename Stored::Param{}, kOwn, begin);
+  if (rest && choices.amsgrad) move(typename Stored::Param{}, kOwn + 1, begin);
+  if (rest && !choices.amsgrad) move(typename Stored::Param{}, kOwn, begin);
+  if constexpr (Stored::kIn8Bits) {
+    void* const after = rest && choices.amsgrad ? slice.states[kOwn + 2] : slice.states[kOwn + 1];
+    void* const bases = rest || choices.amsgrad ? after : slice.states[kOwn];
+    part.bases = static_cast<uint32_t*>(bases) + begin / kBlock;
+    assume_global(part.bases);
   }
-  const int64_t rest = slice.size - begin;
-  part.size = rest < chunk_size ? rest : chunk_size;
+  const int64_t left = slice.size - begin;
+  part.size = left < chunk_size ? left : chunk_size;
   if (part.mask) part.mask += begin / kLanes;
-  part.random_key = key;
   part.first = slice.first + static_cast<uint32_t>(begin);
   return part;
 }
 
-// One block steps one chunk. A tensor that is not aligned, or the rest of one of odd size, goes element
-// by element through the same run_packs.
+// One block steps one chunk. A tensor that is not aligned, or the rest of one of odd size, goes element by
+// element through the same code.
 template <class Stored, class Table>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) adamw_kernel(const __grid_constant__ Table table) {
   constexpr int kWidth = Stored::kWidth;
   if (is_cancelled(table.numbers)) return;
   const Choices choices = table.choices;
-  const int32_t chunk = static_cast<int32_t>(blockIdx.x), tensor = table.tensor_of(chunk);
+  const int32_t number = static_cast<int32_t>(blockIdx.x), tensor = table.tensor_of(number);
   const int thread = static_cast<int>(threadIdx.x);
   const Slice slice = table.slices[tensor];
   const auto scalars = scalars_of(table, tensor);
   const uint32_t key = random_key(table.seed, static_cast<uint32_t>(scalars.step));
-  const int64_t begin = table.begin_of(chunk, tensor);
+  const int64_t begin = table.begin_of(number, tensor);
   const Window window = window_of(choices.window_size, static_cast<float>(scalars.step), slice.size, begin);
-  const Slice part = chunk_of<Stored>(slice, choices, begin, table.chunk_size, window, key);
-  const int size = static_cast<int>(part.size);
-  if constexpr (Stored::States::kShares) {
-    run_blocks<Stored>(part, choices, thread, scalars, window);
+  const Chunk chunk = chunk_of<Stored>(slice, choices, begin, table.chunk_size, window, key);
+  const int size = static_cast<int>(chunk.size);
+  const bool fits = Packs<Stored, kWidth>::fits(chunk, choices, window);
+  if constexpr (Stored::kIn8Bits) {
+    const int whole = fits ? size / kBlock : 0, blocks = static_cast<int>(block_count(size));
+    run_blocks<Stored, kWidth>(chunk, choices, thread, 0, whole, scalars, window);
+    run_blocks<Stored, 1>(chunk, choices, thread, whole, blocks, scalars, window);
   } else {
-    const int body = Packs<Stored, kWidth>::fits(part, choices, window) ? size / kWidth * kWidth : 0;
+    const int body = fits ? size / kWidth * kWidth : 0;
     for (int i = thread * kWidth; i < body; i += kThreads * kWidth)
-      run_packs<Stored, kWidth>(part, choices, i, scalars, window);
+      run_packs<Stored, kWidth>(chunk, choices, i, scalars, window);
     for (int i = body + thread; i < size; i += kThreads)
-      run_packs<Stored, 1>(part, choices, i, scalars, window);
+      run_packs<Stored, 1>(chunk, choices, i, scalars, window);
   }
   if (thread == 0 && begin == 0) advance(slice.step, static_cast<float>(scalars.step));
 }

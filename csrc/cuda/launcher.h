@@ -52,20 +52,27 @@ void run(const Work& work, const Choices& choices) {
   }
 }
 
-// The kernel for parameters of one format. Compiled for each in a file of its own, which a build runs side by
-// side.
-template <class Format>
-Kernel kernel_for(const Policies& policies) {
+template <class Param, class State>
+Kernel kernel_in(const Policies& policies) {
   Kernel kernel{nullptr, choices_of(policies), {}};
   with_grad_filter(policies.grad_filter, [&](auto filter) {
     using Step = ElementStep<decltype(filter), EitherSecondMoment>;
     kernel.states = state_rows<Step>(kernel.choices);
-    with_state_format<Format>(kernel.choices.state, [&](auto state) {
-      kernel.run = run<StoredStep<Format, decltype(state), Step>>;
-    });
+    kernel.run = run<StoredStep<Param, State, Step>>;
   });
   return kernel;
 }
+
+// The kernel for parameters of one format. Compiled for each in a file of its own, which a build runs side by
+// side; and so are all of states in 8 bits.
+template <class Format>
+Kernel kernel_for(const Policies& policies) {
+  Kernel kernel{};
+  with_state_format<Format>(choices_of(policies).state,
+                            [&](auto state) { kernel = kernel_in<Format, decltype(state)>(policies); });
+  return kernel;
+}
+Kernel kernel_of_8_bits(const Policies& policies);
 
 extern template Kernel kernel_for<Float64>(const Policies&);
 extern template Kernel kernel_for<Float32>(const Policies&);

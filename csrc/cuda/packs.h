@@ -4,11 +4,24 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "../step/block8.h"
 #include "../step/element_step.h"
 
 namespace grokfused {
 
 constexpr int kAlignment = 16;  // bytes of the widest load there is
+
+// Parameters of 16 bits, of whichever format was chosen.
+struct In16Bits {
+  using Stored = uint16_t;
+  using Real = float;
+};
+
+// States in 8 bits: of a pack they are no part (block8.h).
+struct In8BitBlocks {
+  using Stored = uint8_t;
+  using Real = float;
+};
 
 // A step, and in which formats its arrays are.
 template <class ParamFormat, class StateFormat, class ElementStep>
@@ -20,8 +33,12 @@ struct StoredStep {
   using Real = typename Param::Real;
   // Elements that a thread steps at once: 16 bytes of the widest arrays. Of those of 16 bits it moves 8, so
   // that neighbouring threads fill whole sectors of every array.
-  static constexpr int kWidth = kAlignment / sizeof(Real);
+  static constexpr bool kIn8Bits = std::is_same_v<State, In8BitBlocks>;
+  static constexpr int kWidth = kAlignment / sizeof(Real) / (kIn8Bits ? 2 : 1);
   static constexpr bool kCanKeepRest = sizeof(typename Param::Stored) == 2;
+
+  // Whether a pack has values of an array.
+  static GROK_HD constexpr bool is_packed(const StateRow& row) { return !kIn8Bits || row.of != Of::kStates; }
 };
 
 // Values that are read or written at once: 16 bytes, 8 of those of 16 bits, or a single one.
@@ -52,6 +69,17 @@ using FormatOf = std::conditional_t<
     Row::kRow.of == Of::kReal,
     std::conditional_t<std::is_same_v<typename Stored::Real, double>, Float64, Float32>,
     std::conditional_t<Row::kRow.of == Of::kParam, typename Stored::Param, typename Stored::State>>;
+
+// Calls use(format) with that of parameters.
+template <class Stored, class Use>
+GROK_HD void with_param(const Choices& choices, Use&& use) {
+  if constexpr (!std::is_same_v<typename Stored::Param, In16Bits>)
+    use(typename Stored::Param{});
+  else if (choices.param == Format::kBFloat16)
+    use(BFloat16{});
+  else
+    use(Float16{});
+}
 
 // Values of float32 that 16 bits hold, and that are stored as such.
 template <int kWidth>
@@ -109,6 +137,15 @@ struct StatePacks;
 template <class Stored, class... Rows, int kWidth>
 struct StatePacks<Stored, StateRows<Rows...>, kWidth> : StatePack<Stored, Rows, kWidth>... {};
 
+// Calls use(row, place) for every state of a step in 8 bits. AMSGrad's, where it is there, is the last one.
+template <class Stored, class Use>
+GROK_HD void each_in_8_bits(const Choices& choices, Use&& use) {
+  Stored::States::each([&](auto row, int place) {
+    if constexpr (decltype(row)::kRow.of == Of::kStates) use(row, place);
+  });
+  if (choices.amsgrad) use(MaxExpAvgSq{}, Stored::States::kCount);
+}
+
 // kWidth elements from one index on. All are read before the first is used, so that their loads are in flight
 // together.
 template <class Stored, int kWidth>
@@ -138,7 +175,7 @@ struct Packs : StatePacks<Stored, typename Stored::States, kWidth> {
   GROK_HD void each_written(const Slice& slice, const Choices& choices, Use&& use) {
     use(param, slice.param);
     Stored::States::each([&](auto row, int place) {
-      if constexpr (!is_shared(decltype(row)::kRow))
+      if constexpr (Stored::is_packed(decltype(row)::kRow))
         with_pack(row, choices, [&](auto& pack) { use(pack, slice.states[place]); });
     });
     with_optional(slice, choices, use);
@@ -147,9 +184,11 @@ struct Packs : StatePacks<Stored, typename Stored::States, kWidth> {
   // What is known to lie in global memory is said once more: the compiler forgets it where branches meet.
   template <class Use>
   GROK_HD void with_optional(const Slice& slice, const Choices& choices, Use&& use) {
-    if (choices.amsgrad) {
-      assume_global(slice.states[kOwn]);
-      use(largest, slice.states[kOwn]);
+    if constexpr (!Stored::kIn8Bits) {
+      if (choices.amsgrad) {
+        assume_global(slice.states[kOwn]);
+        use(largest, slice.states[kOwn]);
+      }
     }
     if constexpr (Stored::kCanKeepRest) {
       if (!choices.keeps_rest()) return;
@@ -162,6 +201,22 @@ struct Packs : StatePacks<Stored, typename Stored::States, kWidth> {
   GROK_HD void load(const Slice& slice, const Choices& choices, int i) {
     grad = ParamPack::read(slice.grad, i);
     each_written(slice, choices, [&](auto& pack, const void* array) { pack = pack.read(array, i); });
+  }
+
+  // And of a window what all but the leaving gradients sum up to.
+  GROK_HD void load(const Slice& slice, const Choices& choices, const Window& window, int i) {
+    if constexpr (kHasWindow) {
+      const bool afresh = window.has_turn(i);
+      if (afresh) sum_others(slice, choices, window, i);
+      const auto others = state(GradSum{});
+      load(slice, choices, i);
+      if (afresh)
+        state(GradSum{}) = others;
+      else
+        take_off();
+    } else {
+      load(slice, choices, i);
+    }
   }
 
   GROK_HD void store(const Slice& slice, const Choices& choices, int i) {
@@ -182,30 +237,38 @@ struct Packs : StatePacks<Stored, typename Stored::States, kWidth> {
 
   GROK_HD auto element_of(int k, const Choices& choices) {
     Element<typename Stored::Real, typename Stored::Step::States> element;
-    element.param = param.widened(k);
-    if constexpr (Stored::kCanKeepRest)
-      if (choices.keeps_rest()) element.param = element.param + kahan_comp.widened(k);
-    element.grad = grad.widened(k);
+    with_param<Stored>(choices, [&](auto format) {
+      element.param = format.widen(param.values[k]);
+      if constexpr (Stored::kCanKeepRest)
+        if (choices.keeps_rest()) element.param = element.param + format.widen(kahan_comp.values[k]);
+      element.grad = format.widen(grad.values[k]);
+    });
     Stored::States::each([&](auto row, int) {
-      if constexpr (decltype(row)::kRow.of != Of::kWindow)
+      constexpr StateRow kRow = decltype(row)::kRow;
+      if constexpr (kRow.of != Of::kWindow && Stored::is_packed(kRow))
         value_of<decltype(row)>(element) = state(row).widened(k);
     });
-    if (choices.amsgrad) element.max_exp_avg_sq = largest.widened(k);
+    if constexpr (!Stored::kIn8Bits)
+      if (choices.amsgrad) element.max_exp_avg_sq = largest.widened(k);
     return element;
   }
 
   template <class Element>
   GROK_HD void put(int k, Element& element, const Choices& choices, uint32_t bits) {
-    param.round(k, element.param, choices.param_rounding, param_draw(bits));
-    if constexpr (Stored::kCanKeepRest)
-      if (choices.keeps_rest())
-        kahan_comp.round(k, cut_off<typename Stored::Param>(element.param), Rounding::kNearest, 0);
-    Stored::States::each([&](auto row, int) {
-      const bool is_state = decltype(row)::kRow.of == Of::kStates;
-      const Rounding rounding = is_state ? choices.state_rounding : Rounding::kNearest;
-      state(row).round(k, value_of<decltype(row)>(element), rounding, state_draw(bits));
+    with_param<Stored>(choices, [&](auto format) {
+      using Format = decltype(format);
+      param.values[k] = rounded<Format>(element.param, choices.param_rounding, param_draw(bits));
+      if constexpr (Stored::kCanKeepRest)
+        if (choices.keeps_rest()) kahan_comp.values[k] = Format::round(cut_off<Format>(element.param));
     });
-    if (choices.amsgrad) largest.round(k, element.max_exp_avg_sq, choices.state_rounding, state_draw(bits));
+    Stored::States::each([&](auto row, int) {
+      constexpr StateRow kRow = decltype(row)::kRow;
+      const Rounding rounding = kRow.of == Of::kStates ? choices.state_rounding : Rounding::kNearest;
+      if constexpr (Stored::is_packed(kRow))
+        state(row).round(k, value_of<decltype(row)>(element), rounding, state_draw(bits));
+    });
+    if constexpr (!Stored::kIn8Bits)
+      if (choices.amsgrad) largest.round(k, element.max_exp_avg_sq, choices.state_rounding, state_draw(bits));
   }
 
   // Takes back, from the arrays, what the mask does not keep.
@@ -220,18 +283,19 @@ struct Packs : StatePacks<Stored, typename Stored::States, kWidth> {
   }
 
   // Elements of which the mask keeps none. Their states are 0 since the mask was set; their parameters are
-  // looked at, because any code may write those.
-  GROK_HD void clear(const Slice& slice, const Choices& choices, int i) {
-    if (slice.mask_mode == MaskMode::kFreeze) return;
+  // looked at, because any code may write those. Returns whether one was not 0.
+  GROK_HD bool clear(const Slice& slice, const Choices& choices, int i) {
+    if (slice.mask_mode == MaskMode::kFreeze) return false;
     param = ParamPack::read(slice.param, i);
     auto bits = stored_bits(param.values[0]);
 #pragma unroll
     for (int k = 1; k < kWidth; ++k) bits |= stored_bits(param.values[k]);
-    if (bits == 0) return;
+    if (bits == 0) return false;
     each_written(slice, choices, [&](auto& pack, void* array) {
       pack = {};
       pack.write(array, i);
     });
+    return true;
   }
 
   // What all but the leaving gradients of a window sum up to, taken afresh, into `grad_sum`: before anything
@@ -264,6 +328,9 @@ struct Packs : StatePacks<Stored, typename Stored::States, kWidth> {
       addresses |= reinterpret_cast<uintptr_t>(array) | (Stored::States::kHasRing ? bytes * window.plane : 0);
     };
     Packs{}.each_written(slice, choices, look);
+    if constexpr (Stored::kIn8Bits)
+      each_in_8_bits<Stored>(
+          choices, [&](auto, int place) { addresses |= reinterpret_cast<uintptr_t>(slice.states[place]); });
     return addresses % kAlignment == 0;
   }
 };
