@@ -3,6 +3,17 @@
 import triton
 import triton.language as tl
 
+from .columns import (
+    BETA1_WEIGHT,
+    BETA2,
+    BETA2_WEIGHT,
+    DENOM_SCALE,
+    EPS,
+    PARAM_SCALE,
+    STEP_SIZE,
+    WEIGHT_DECAY,
+)
+
 
 @triton.jit
 def largest_second_moment(largest, current):
@@ -30,3 +41,32 @@ def moments(grad, exp_avg, exp_avg_sq, beta1_weight, beta2, beta2_weight):
 def moved(param, exp_avg, second_moment, step_size, denom_scale, eps):
     denom = tl.sqrt_rn(second_moment) * denom_scale + eps
     return param - tl.div_rn(step_size * exp_avg, denom)
+
+
+@triton.jit
+def stepped(param, grad, exp_avg, exp_avg_sq, largest, numbers, COUPLED: tl.constexpr, AMSGRAD: tl.constexpr):
+    """The new parameter, moments and, with AMSGRAD, largest second moment; `numbers`: the row of scalars."""
+    param, grad = decayed(
+        param, grad, tl.load(numbers + WEIGHT_DECAY), tl.load(numbers + PARAM_SCALE), COUPLED
+    )
+    exp_avg, exp_avg_sq = moments(
+        grad,
+        exp_avg,
+        exp_avg_sq,
+        tl.load(numbers + BETA1_WEIGHT),
+        tl.load(numbers + BETA2),
+        tl.load(numbers + BETA2_WEIGHT),
+    )
+    second_moment = exp_avg_sq
+    if AMSGRAD:
+        largest = largest_second_moment(largest, exp_avg_sq)
+        second_moment = largest
+    param = moved(
+        param,
+        exp_avg,
+        second_moment,
+        tl.load(numbers + STEP_SIZE),
+        tl.load(numbers + DENOM_SCALE),
+        tl.load(numbers + EPS),
+    )
+    return param, exp_avg, exp_avg_sq, largest

@@ -35,9 +35,9 @@ def mean(grad, others, lamb, WINDOW: tl.constexpr):
 def filtered(
     grad, slice_, numbers, begin, i, read, kept, written, drawn, window,
     FILTER: tl.constexpr, STATE: tl.constexpr, WINDOW: tl.constexpr, STOCHASTIC: tl.constexpr,
-    WHOLE: tl.constexpr, EVERY: tl.constexpr, MASK: tl.constexpr,
+    TILE: tl.constexpr, WHOLE: tl.constexpr, EVERY: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
-    """The gradient that Adam sees; the filter's memory is written."""
+    """The gradient that Adam sees; the filter's memory is written. Elements i lie in a tile from begin on."""
     if FILTER == EMA:
         at = storage.pointers(tl.load(slice_ + GRAD_EMA_AT), i, STATE, WHOLE)
         grad, slow = ema(
@@ -55,7 +55,7 @@ def filtered(
         sum_at = storage.pointers(tl.load(slice_ + GRAD_SUM_AT), i, storage.FLOAT32, WHOLE)
         running = storage.load(sum_at, read, storage.FLOAT32, EVERY) - storage.load(at, read, WINDOW, EVERY)
         others = windows.sum_of_others(
-            running, ring, place, size, window, begin, i, read, WINDOW, WHOLE, EVERY
+            running, ring, place, size, window, begin, i, read, WINDOW, TILE, WHOLE, EVERY
         )
         grad, entering, grad_sum = mean(grad, others, tl.load(numbers + columns.LAMB), WINDOW)
         storage.store(at, mask.masked(entering, kept, MASK), 0, written, WINDOW, False, EVERY)

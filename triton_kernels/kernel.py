@@ -13,13 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from . import adamw, grad_filter, mask, storage
+from . import adamw, block8, grad_filter, mask, storage
 from .columns import (
-    BETA1_WEIGHT,
-    BETA2,
-    BETA2_WEIGHT,
-    DENOM_SCALE,
-    EPS,
     EXP_AVG_AT,
     EXP_AVG_SQ_AT,
     GRAD_AT,
@@ -30,18 +25,35 @@ from .columns import (
     MASK_MODE,
     MAX_EXP_AVG_SQ_AT,
     PARAM_AT,
-    PARAM_SCALE,
     ROW,
     SIZE,
     STEP,
     STEP_AT,
-    STEP_SIZE,
-    WEIGHT_DECAY,
 )
 
 
 @triton.jit
 def _step_tile(
+    slice_, begin, size, numbers, factor, key, window,
+    PARAM: tl.constexpr, STATE: tl.constexpr, WINDOW: tl.constexpr, STOCHASTIC: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr, FILTER: tl.constexpr, COUPLED: tl.constexpr, AMSGRAD: tl.constexpr,
+    TILE: tl.constexpr, WHOLE: tl.constexpr, MASK: tl.constexpr,
+):  # fmt: skip
+    if STATE == storage.BLOCK8:
+        block8.step_tile(
+            slice_, begin, size, numbers, factor, key, window,
+            PARAM, WINDOW, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD, TILE, WHOLE, MASK,
+        )  # fmt: skip
+    else:
+        _step_elements(
+            slice_, begin, size, numbers, factor, key, window,
+            PARAM, STATE, WINDOW, STOCHASTIC, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD,
+            TILE, WHOLE, MASK,
+        )  # fmt: skip
+
+
+@triton.jit
+def _step_elements(
     slice_,
     begin,
     size,
@@ -93,38 +105,21 @@ def _step_tile(
     grad = grad * factor
     grad = grad_filter.filtered(
         grad, slice_, numbers, begin, i, read, kept, written, drawn, window,
-        FILTER, STATE, WINDOW, STOCHASTIC, WHOLE, every, MASK,
+        FILTER, STATE, WINDOW, STOCHASTIC, TILE, WHOLE, every, MASK,
     )  # fmt: skip
-    param, grad = adamw.decayed(
-        param, grad, tl.load(numbers + WEIGHT_DECAY), tl.load(numbers + PARAM_SCALE), COUPLED
-    )
-    exp_avg, exp_avg_sq = adamw.moments(
-        grad,
-        exp_avg,
-        exp_avg_sq,
-        tl.load(numbers + BETA1_WEIGHT),
-        tl.load(numbers + BETA2),
-        tl.load(numbers + BETA2_WEIGHT),
+    largest = exp_avg_sq  # where there is none
+    if AMSGRAD:
+        largest_at = storage.pointers(tl.load(slice_ + MAX_EXP_AVG_SQ_AT), i, STATE, WHOLE)
+        largest = storage.load(largest_at, read, STATE, every)
+    param, exp_avg, exp_avg_sq, largest = adamw.stepped(
+        param, grad, exp_avg, exp_avg_sq, largest, numbers, COUPLED, AMSGRAD
     )
     storage.store(exp_avg_at, mask.masked(exp_avg, kept, MASK), drawn, written, STATE, STOCHASTIC, every)
     storage.store(
         exp_avg_sq_at, mask.masked(exp_avg_sq, kept, MASK), drawn, written, STATE, STOCHASTIC, every
     )
-    second_moment = exp_avg_sq
     if AMSGRAD:
-        largest_at = storage.pointers(tl.load(slice_ + MAX_EXP_AVG_SQ_AT), i, STATE, WHOLE)
-        second_moment = adamw.largest_second_moment(storage.load(largest_at, read, STATE, every), exp_avg_sq)
-        storage.store(
-            largest_at, mask.masked(second_moment, kept, MASK), drawn, written, STATE, STOCHASTIC, every
-        )
-    param = adamw.moved(
-        param,
-        exp_avg,
-        second_moment,
-        tl.load(numbers + STEP_SIZE),
-        tl.load(numbers + DENOM_SCALE),
-        tl.load(numbers + EPS),
-    )
+        storage.store(largest_at, mask.masked(largest, kept, MASK), drawn, written, STATE, STOCHASTIC, every)
     if PARAM_ROUNDING == storage.KAHAN:
         comp = mask.masked(storage.cut_off(param, PARAM), kept, MASK)
         storage.store(comp_at, comp, 0, written, PARAM, False, every)

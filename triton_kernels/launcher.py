@@ -16,15 +16,16 @@ from .grad_filter import FILTERS
 from .kernel import adamw_kernel
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# Elements that a program steps at once, four a thread. Programs are small, and three at least share a
-# multiprocessor's 65,536 registers. The interpreter pays per tile.
-TILE = 1 << 15 if INTERPRETED else 512
+# Elements that a program steps at once, four a thread; of states in 8 bits eight, which are two words.
+# Programs are small, and three at least share a multiprocessor's 65,536 registers. The interpreter pays per
+# tile.
+TILE, BLOCK8_TILE = (1 << 15, 1 << 15) if INTERPRETED else (512, 1024)
 # A program steps more tiles where there would be more programs than this to a multiprocessor.
 PROGRAMS = 1 if INTERPRETED else 32
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 # ptxas would rather spill a few registers than use more than 128.
 ON_NVIDIA = {**OPTIONS, "maxnreg": 168}
-STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3}
 PARAM_ROUNDING = {"nearest": 0, "stochastic": 1, "kahan": 2}
 
 
@@ -40,10 +41,12 @@ class Table(NamedTuple):
 
 
 @lru_cache(maxsize=16)
-def _table(slice_columns: tuple[tuple[int, ...], ...], rows: tuple[int, ...], device: torch.device) -> Table:
+def _table(
+    slice_columns: tuple[tuple[int, ...], ...], rows: tuple[int, ...], tile: int, device: torch.device
+) -> Table:
     """Returns the table of these addresses and sizes: the same one wherever they are the same."""
     slices = torch.tensor(slice_columns, dtype=torch.int64).T.contiguous()
-    tiles, counts = _cut(slice_columns[columns.SIZE.value], _processors(device))
+    tiles, counts = _cut(slice_columns[columns.SIZE.value], tile, _processors(device))
     first = (counts.cumsum(0) - counts).to(torch.int32)
     tensors = torch.arange(len(counts), dtype=torch.int32).repeat_interleave(counts)
     on_host = (slices, tensors, first, torch.tensor(rows, dtype=torch.int32))
@@ -51,12 +54,12 @@ def _table(slice_columns: tuple[tuple[int, ...], ...], rows: tuple[int, ...], de
     return Table(slices, tensors, first, row_of, tiles, chunks=int(counts.sum()))
 
 
-def _cut(sizes: Sequence[int], processors: int) -> tuple[int, Tensor]:
+def _cut(sizes: Sequence[int], tile: int, processors: int) -> tuple[int, Tensor]:
     """Returns the tiles to a chunk, and the chunks of each tensor: an empty one has one, too."""
     tiles = 1
     while True:
-        counts = torch.tensor([max(1, -(-size // (tiles * TILE))) for size in sizes])
-        if tiles * TILE >= max(sizes) or counts.sum() <= PROGRAMS * processors:
+        counts = torch.tensor([max(1, -(-size // (tiles * tile))) for size in sizes])
+        if tiles * tile >= max(sizes) or counts.sum() <= PROGRAMS * processors:
             return tiles, counts
         tiles *= 2
 
@@ -72,11 +75,11 @@ _captured: list[Table] = []
 
 
 def _table_of(
-    slice_columns: tuple[tuple[int, ...], ...], rows: tuple[int, ...], device: torch.device
+    slice_columns: tuple[tuple[int, ...], ...], rows: tuple[int, ...], tile: int, device: torch.device
 ) -> Table:
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     made = _table.cache_info().misses
-    table = _table(slice_columns, rows, device)
+    table = _table(slice_columns, rows, tile, device)
     if capturing:
         if _table.cache_info().misses != made:
             raise RuntimeError(
@@ -86,6 +89,11 @@ def _table_of(
             )
         _captured.append(table)
     return table
+
+
+def tile_of(state: int) -> int:
+    """Returns how many elements a program steps at once whose states are stored so (``STORAGE``)."""
+    return BLOCK8_TILE if state == STORAGE[torch.uint8] else TILE
 
 
 def _addresses(tensors: Sequence[Tensor | None], count: int) -> tuple[int, ...]:
@@ -137,9 +145,10 @@ def adamw_step_(
     at_steps = _addresses((), count) if on_host else _addresses(steps, count)
     sizes = tuple(param.numel() for param in params)
     about = (_addresses(masks, count), at_steps, tuple(mask_modes), sizes, _aligned(params, arrays))
-    table = _table_of((*about, *(_addresses(tensors, count) for tensors in named)), tuple(rows), device)
     state_dtype = states["exp_avg"][0].dtype
-    rings = [arrays[0] for arrays in states.values() if arrays[0].dim() > params[0].dim()]
+    tile = tile_of(STORAGE[state_dtype])
+    table = _table_of((*about, *(_addresses(tensors, count) for tensors in named)), tuple(rows), tile, device)
+    window = states.get("grad_window")
     with torch.cuda.device(device if device.type == "cuda" else -1):
         adamw_kernel[(table.chunks,)](
             *table[:5],
@@ -147,19 +156,19 @@ def adamw_step_(
             None if grad_scale is None else grad_scale.to(device),
             None if found_inf is None else found_inf,
             seed & 0xFFFFFFFF,
-            len(rings[0]) if rings else 0,
+            len(window[0]) if window else 0,
             HAS_SCALE=grad_scale is not None,
             HAS_FOUND_INF=found_inf is not None,
             STEPS_HERE=not on_host,
             PARAM=STORAGE[params[0].dtype],
             STATE=STORAGE[state_dtype],
-            WINDOW=STORAGE[states["grad_window"][0].dtype] if "grad_window" in states else 0,
+            WINDOW=STORAGE[window[0].dtype] if window else 0,
             STOCHASTIC=state_rounding == "stochastic" and state_dtype is torch.bfloat16,
             PARAM_ROUNDING=PARAM_ROUNDING[param_rounding] if params[0].dtype.itemsize == 2 else 0,
             FILTER=FILTERS[grad_filter],
             COUPLED=decay == "coupled",
             AMSGRAD="max_exp_avg_sq" in states,
-            TILE=TILE,
+            TILE=tile,
             MASKED=any(mask is not None for mask in masks),
             **(ON_NVIDIA if device.type == "cuda" and torch.version.cuda else OPTIONS),
         )

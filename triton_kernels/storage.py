@@ -6,7 +6,7 @@ The rounding to bfloat16 is written out in integers, as there: Triton's interpre
 import triton
 import triton.language as tl
 
-FLOAT32, BFLOAT16, FLOAT16 = (tl.constexpr(code) for code in range(3))
+FLOAT32, BFLOAT16, FLOAT16, BLOCK8 = (tl.constexpr(code) for code in range(4))  # the last one: block8.py
 NEAREST, STOCHASTIC, KAHAN = (tl.constexpr(code) for code in range(3))
 
 

@@ -24,10 +24,10 @@ def plane(ring, place, size, WINDOW: tl.constexpr):
 @triton.jit
 def sum_of_others(
     running, ring, place, size, window, begin, i, read,
-    WINDOW: tl.constexpr, WHOLE: tl.constexpr, EVERY: tl.constexpr,
+    WINDOW: tl.constexpr, TILE: tl.constexpr, WHOLE: tl.constexpr, EVERY: tl.constexpr,
 ):  # fmt: skip
     """What all but the leaving gradients sum up to: the running sum, or one taken afresh."""
-    if running.numel <= TURN:  # a tile has its turn as a whole
+    if TILE <= TURN:  # a tile has its turn as a whole
         turn = (begin // TURN).to(tl.int32) % window == place
         if turn:
             running = _afresh(running, ring, place, size, window, i, read, WINDOW, WHOLE, EVERY)
