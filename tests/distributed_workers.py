@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+import distributed_block8
 import distributed_checkpoints
 import distributed_scale
 import distributed_steps
@@ -18,7 +19,9 @@ import torch
 import torch.distributed as dist
 
 SECONDS = 150  # for a group on a busy machine; alone it takes a few
-CASES = [*distributed_steps.CASES, *distributed_scale.CASES, *distributed_checkpoints.CASES]
+FILES = (distributed_steps, distributed_scale, distributed_checkpoints, distributed_block8)
+CASES = [case for file in FILES for case in file.CASES]
+LOADS = [*distributed_checkpoints.LOADS, *distributed_block8.LOADS]
 
 
 def work(rank: int, world_size: int, folder: Path, cases: list[Callable[[Path], None]]) -> None:
@@ -46,7 +49,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     # Forked: importing all this takes seconds, and nothing has started a thread yet.
     new_process = multiprocessing.get_context("fork").Process
-    for groups in {2: CASES}, {1: distributed_checkpoints.LOADS, 3: distributed_checkpoints.LOADS}:
+    for groups in {2: CASES}, {1: LOADS, 3: LOADS}:
         processes = [
             new_process(target=work, args=(rank, world_size, folder, cases), daemon=True)
             for world_size, cases in groups.items()

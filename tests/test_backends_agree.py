@@ -58,7 +58,7 @@ def test_a_backend_equals_the_reference_bit_for_bit(case: Case, backend: str, de
 
 
 def test_the_grid_holds_every_option() -> None:
-    states, updates = 3, len(FILTERS) * 2 * 2  # dtypes and roundings; filter, decay, AMSGrad
+    states, updates = 4, len(FILTERS) * 2 * 2  # dtypes and roundings; filter, decay, AMSGrad
     narrow = [case for case in GRID if case.param_dtype not in OWN_STATES]
     assert len(set(narrow)) == 3 * states * updates + 2 * 2 * states
     assert sum(case.param_dtype is torch.float64 for case in GRID) == updates
@@ -84,7 +84,12 @@ SPECIAL += [65520.0, -65536.0, 3.3895314e38, 3.4028235e38, 1.00390625, 1.0117187
 SPECIAL += [float("inf"), float("-inf"), float("nan")]
 
 
-STATES = [(torch.float32, "nearest"), (torch.bfloat16, "nearest"), (torch.bfloat16, "stochastic")]
+STATES = [
+    (torch.float32, "nearest"),
+    (torch.bfloat16, "nearest"),
+    (torch.bfloat16, "stochastic"),
+    ("block8", "stochastic"),
+]
 # Everything else that selects code; float32 parameters are rounded to nearest whatever is asked for.
 OTHERS = list(product((GrokAdam, GrokAdamW), FILTERS, (False, True)))
 
@@ -92,7 +97,8 @@ OTHERS = list(product((GrokAdam, GrokAdamW), FILTERS, (False, True)))
 def stepped(kind, values, grads, place: str, **options) -> dict[str, torch.Tensor]:
     """Takes three steps and returns parameter and states."""
     param = values.to(place, copy=True).requires_grad_()
-    window = {"window_size": 2, "window_dtype": options["state_dtype"]}
+    narrow = options["state_dtype"] is torch.bfloat16
+    window = {"window_size": 2, "window_dtype": torch.bfloat16 if narrow else torch.float32}
     optimizer = kind([param], lr=0.02, weight_decay=0.3, lamb=0.7, seed=11, **window, **options)
     for factor in (1.0, -0.5, 3.0):
         param.grad = (grads.float() * factor).to(place, values.dtype)

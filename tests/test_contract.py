@@ -106,13 +106,27 @@ def test_the_columns_have_the_same_scalars_in_the_same_order() -> None:
 def test_the_columns_have_the_same_states() -> None:
     import grokfused._C
 
+    from grokfused.backends import block8
     from grokfused.state.arrays import ARRAYS
     from grokfused.step.options import CHOICES
 
     for name, amsgrad, kahan in product(CHOICES["grad_filter"], (False, True), (False, True)):
         options = {"grad_filter": name, "amsgrad": amsgrad, "param_rounding": "kahan" if kahan else "nearest"}
+        found = grokfused._C.state_rows(name, amsgrad, kahan, "uint8")
         rows = [(array.name, array.planes, array.of) for array in ARRAYS if array.is_used(options)]
-        assert grokfused._C.state_rows(name, amsgrad, kahan) == rows
+        assert [row[:3] for row in found] == rows
+        assert grokfused._C.state_rows(name, amsgrad, kahan, "bfloat16") == found[:-1]
+        kinds = {row[0]: row[3:] for row in found if row[2] == "states"}
+        assert kinds == {state: block8.kind_of(state) for state in kinds}
+
+
+def test_the_columns_have_the_same_blocks() -> None:
+    from grokfused.backends import block8
+
+    header = (ROOT / "csrc" / "step" / "block8.h").read_text()
+    numbers = dict(re.findall(r"constexpr \w+ k(\w+) = (\w+?)u?;", header))
+    assert (int(numbers["Block"]), int(numbers["Words"])) == (block8.BLOCK, block8.WORDS)
+    assert int(numbers["Largest8"], 16) == block8.LARGEST
 
 
 def test_the_columns_have_the_same_turns() -> None:
@@ -126,20 +140,20 @@ def test_the_columns_have_the_same_turns() -> None:
 
 
 def test_the_columns_have_the_same_mask_modes_and_lanes() -> None:
-    from grokfused.backends import reference
+    from grokfused.backends import storage
     from grokfused.step import mask
 
     header = (ROOT / "csrc" / "step" / "mask.h").read_text()
     codes = {name.lower(): int(code) for name, code in re.findall(r"\bk(\w+) = (\d+)(?= ?[,}])", header)}
     assert codes == {mode: code for code, mode in enumerate(mask.MODES)}
-    assert int(re.search(r"kLanes = (\d+);", header)[1]) == reference.LANES
+    assert int(re.search(r"kLanes = (\d+);", header)[1]) == storage.LANES
     mirror = (ROOT / "triton_kernels" / "mask.py").read_text()
-    assert re.search(r"LANES = tl.constexpr\((\d+)\)", mirror)[1] == str(reference.LANES)
+    assert re.search(r"LANES = tl.constexpr\((\d+)\)", mirror)[1] == str(storage.LANES)
     assert "NONE, ZERO, FREEZE = " in mirror
 
 
 def test_the_triton_mirror_has_every_room_and_imports_torch_and_triton_only() -> None:
-    rooms = {"storage", "blocks", "windows", "grad_filter", "mask", "adamw"}
+    rooms = {"storage", "block8", "windows", "grad_filter", "mask", "adamw"}
     assert {path.stem for path in MIRROR} == {"__init__", "columns", "kernel", "launcher", *rooms}
     assert rooms <= {path.stem for path in STEP_HEADERS}
     names = {name.split(".")[0] for path in MIRROR for name in imports(path)} - sys.stdlib_module_names

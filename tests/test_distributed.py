@@ -37,6 +37,8 @@ CASES = [
     "states_made_by_torch_count_no_step",
     "save",
     "save_windows",
+    "shards_of_8_bits_are_stepped_as_tensors_of_their_own",
+    "save_8_bits",
 ]
 
 pytestmark = pytest.mark.skipif(
@@ -62,7 +64,7 @@ def test_two_processes(said, case) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["load", "masks_are_never_lost_unnoticed", "neither_are_moments", "load_windows"]
+    "case", ["load", "masks_are_never_lost_unnoticed", "neither_are_moments", "load_windows", "load_8_bits"]
 )
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_what_two_processes_saved_resumes_exactly_on(said, world_size, case) -> None:

@@ -35,7 +35,7 @@ def test_a_quick_run_records_every_row_and_nearest_loses_what_the_others_keep(tm
     assert nearest > 50 * abs(kahan)
     page = (tmp_path / "rounding.md").read_text()
     assert page == rounding_report.markdown(record)
-    assert all(f"| {row.name} | {row.held_bytes} | {row.moved_bytes} |" in page for row in ROWS)
+    assert all(f"| {row.name} | {row.held_bytes:.4g} | {row.moved_bytes:.4g} |" in page for row in ROWS)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -46,7 +46,8 @@ def test_the_bytes_of_the_table_are_those_of_the_tensors(row) -> None:
     for state in run.optimizer.state.values():
         tensors += [tensor for name, tensor in state.items() if name != "step"]
     count = sum(param.numel() for param in run.stored)
-    assert sum(tensor.nbytes for tensor in tensors) == row.held_bytes * count
+    taken = sum(tensor.nbytes for tensor in tensors)  # the last block of a tensor may have fewer elements
+    assert 0 <= taken - row.held_bytes * count < 4 * len(run.stored)
     options = {"grad_filter": "none", "state_dtype": row.state_dtype, "param_rounding": row.param_rounding}
     assert row.moved_bytes == traffic(options, row.param_dtype).total
 

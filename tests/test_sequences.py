@@ -81,7 +81,7 @@ actions = st.one_of(
 )
 
 
-def compare(kind: type[GrokAdam], state_dtype: torch.dtype, sequence: list[Action]) -> None:
+def compare(kind: type[GrokAdam], state_dtype: torch.dtype | str, sequence: list[Action]) -> None:
     worlds = [World(kind, backend, state_dtype) for backend in ("reference", "native")]
     done: list[str] = []
     for each in [*sequence, Action("step"), Action("step")]:
@@ -104,7 +104,7 @@ def compare(kind: type[GrokAdam], state_dtype: torch.dtype, sequence: list[Actio
 )
 @given(
     kind=st.sampled_from([GrokAdamW, GrokAdam]),
-    state_dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    state_dtype=st.sampled_from([torch.float32, torch.bfloat16, "block8"]),
     sequence=st.lists(actions, min_size=4, max_size=16),
 )
 @example(kind=GrokAdamW, state_dtype=torch.float32, sequence=[Action("step"), Action("turn_param", (0,))])
@@ -144,7 +144,7 @@ PAIRS: dict[str, Callable[[], list[Action]]] = {
 }
 
 
-@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16, "block8"], ids=str)
 @pytest.mark.parametrize("name", PAIRS)
 def test_each_action_between_steps_leaves_the_same_bits_on_both_backends(name, state_dtype) -> None:
     compare(GrokAdamW, state_dtype, PAIRS[name]())

@@ -42,7 +42,7 @@ class World:
     The same actions in two worlds of different backends must leave the same bits.
     """
 
-    def __init__(self, kind: type[GrokAdam], backend: str, state_dtype: torch.dtype) -> None:
+    def __init__(self, kind: type[GrokAdam], backend: str, state_dtype: torch.dtype | str) -> None:
         self.params = [new_param(*pair, seed) for seed, pair in enumerate(zip(SHAPES, DTYPES, strict=True))]
         groups = [{"params": self.params[:3]}, {"params": self.params[3:], "lamb": 0.6}]
         self.backend = backend
@@ -81,7 +81,9 @@ class World:
         self.optimizer.step()
 
     def set_option(self, group: int, name: str, value: Any) -> None:
-        self.optimizer.param_groups[group % len(self.optimizer.param_groups)][name] = value
+        own = self.optimizer.param_groups[group % len(self.optimizer.param_groups)]
+        if not (value == "nearest" and name == "state_rounding" and own["state_dtype"] == "block8"):
+            own[name] = value
 
     def add_group(self, index: int) -> None:
         index %= len(SHAPES)
@@ -149,13 +151,13 @@ class World:
         state = self.optimizer.state.get(self.params[index % len(self.params)], {})
         for key in ("exp_avg", "grad_ema"):
             if key in state:
-                state[key] = state[key].clone(memory_format=torch.preserve_format).add_(0.25)
+                state[key] = changed(state[key].clone(memory_format=torch.preserve_format))
 
     def write_state(self, index: int) -> None:
         """Writes a state in place, where a mask prunes it too."""
         state = self.optimizer.state.get(self.params[index % len(self.params)], {})
         if "exp_avg_sq" in state:
-            state["exp_avg_sq"].add_(0.125)
+            changed(state["exp_avg_sq"])
 
     def count(self, index: int, kind: str) -> None:
         """Puts the user's own step counter in the place of the optimizer's."""
@@ -202,6 +204,11 @@ class World:
                 value = state.words if key == "mask" else torch.as_tensor(state)
                 found[f"{index} {key}"] = value.float() if key == "step" else value
         return found
+
+
+def changed(state: Tensor) -> Tensor:
+    """Writes a state in place: numbers, or codes of 8 bits."""
+    return state.add_(16 if state.dtype is torch.uint8 else 0.125)
 
 
 def turned(tensor: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
     param_dtype: torch.dtype
     param_rounding: str
-    state_dtype: torch.dtype
+    state_dtype: torch.dtype | str
     state_rounding: str
     grad_filter: str
     decay: str
@@ -76,7 +76,12 @@ class Case(NamedTuple):
 
 def cases() -> Iterator[Case]:
     """Yields the grid: all combinations, and of those of the other roundings of parameters a part."""
-    states = [(torch.float32, "nearest"), (torch.bfloat16, "nearest"), (torch.bfloat16, "stochastic")]
+    states: list[tuple[torch.dtype | str, str]] = [
+        (torch.float32, "nearest"),
+        (torch.bfloat16, "nearest"),
+        (torch.bfloat16, "stochastic"),
+        ("block8", "stochastic"),
+    ]
     params = (torch.float32, torch.bfloat16, torch.float16)
     decays = ("coupled", "decoupled")
     for param, state, kind, decay, amsgrad in product(params, states, FILTERS, decays, (False, True)):
@@ -214,7 +219,7 @@ def differing_bits(a: Tensor, b: Tensor) -> int:
         return max(a.numel(), b.numel(), 1)
     if a.is_complex():
         a, b = torch.view_as_real(a), torch.view_as_real(b)
-    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     same = (a.contiguous().view(integers) == b.contiguous().view(integers)) | (a.isnan() & b.isnan())
     return int((~same).sum())
 
