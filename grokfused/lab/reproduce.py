@@ -8,7 +8,14 @@ from typing import Annotated
 import torch
 import typer
 
-from grokfused.lab import report, rounding_report, settings_report, tickets_report
+from grokfused.lab import (
+    report,
+    rounding_report,
+    settings_report,
+    state_dtypes,
+    state_dtypes_report,
+    tickets_report,
+)
 from grokfused.lab import rounding as rounding_
 from grokfused.lab import settings as settings_
 from grokfused.lab.run_folder import RunFolder, RunFolderError
@@ -192,3 +199,23 @@ def settings(
     settings_report.write(recorded, out)
     console.print(settings_report.table(recorded))
     say(f"files: {out} (which-settings.md, which-settings.json)")
+
+
+@app.command("state-dtypes")
+def state_dtypes_(
+    seeds: Seeds = "0,1,2",
+    out: Annotated[Path, typer.Option(help="Where the page and its figures go.")] = Path("runs/state-dtypes"),
+    threads: Annotated[int, typer.Option(min=1, help="Sums in torch depend on them, in the last bits.")] = 1,
+) -> None:
+    """Where narrow states break: updates of 16 and 8 bits beside those of float32, in five cases.
+
+    bitsandbytes and torchao take part where they are installed. A few minutes on one core.
+    """
+    numbers = seed_numbers(seeds)
+    torch.set_num_threads(threads)
+    make(out)
+    runs = [row for seed in numbers for row in state_dtypes.run(seed, say)]
+    recorded = state_dtypes_report.record(runs)
+    state_dtypes_report.write(recorded, out)
+    console.print(state_dtypes_report.table(recorded))
+    say(f"files: {out} (which-state-dtype.md, which-state-dtype.json)")

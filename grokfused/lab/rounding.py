@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from grokfused import GrokAdamW
+from grokfused.backends import block8
 from grokfused.lab.model import Decoder
 
 BYTES = 256  # tokens there are
@@ -43,12 +44,19 @@ FULL = Setting()
 QUICK = Setting(dim=16, layers=1, context=8, batch=64, steps=120, questions=1_024)
 
 
+def states_bytes(state_dtype: torch.dtype | str, states: int) -> float:
+    """Returns the bytes that so many states take, per parameter; of 8 bits, with their bases."""
+    if isinstance(state_dtype, torch.dtype):
+        return states * state_dtype.itemsize
+    return states + torch.int32.itemsize / block8.BLOCK
+
+
 class Row(NamedTuple):
     """How a run stores its parameters and its optimizer's states."""
 
     param_dtype: torch.dtype
     param_rounding: str = "nearest"
-    state_dtype: torch.dtype = torch.float32
+    state_dtype: torch.dtype | str = torch.float32
 
     def options(self) -> dict[str, str]:
         """Returns it as plain values."""
@@ -59,16 +67,17 @@ class Row(NamedTuple):
         """What tables call it."""
         param, rounding, state = self.options().values()
         rounded = "" if self.param_dtype is torch.float32 else f", {rounding}"
-        return f"{param}{rounded}" + ("" if self.state_dtype is torch.float32 else f", {state} states")
+        states = {"float32": "", "block8": ", 8-bit states"}.get(state, f", {state} states")
+        return f"{param}{rounded}{states}"
 
     @property
-    def held_bytes(self) -> int:
+    def held_bytes(self) -> float:
         """Bytes that parameter and states take, per parameter."""
         arrays = 2 if self.param_rounding == "kahan" else 1
-        return arrays * self.param_dtype.itemsize + 2 * self.state_dtype.itemsize
+        return arrays * self.param_dtype.itemsize + states_bytes(self.state_dtype, 2)
 
     @property
-    def moved_bytes(self) -> int:
+    def moved_bytes(self) -> float:
         """Bytes that a step moves, per parameter: all that is held, both ways, and the gradient."""
         return 2 * self.held_bytes + self.param_dtype.itemsize
 
@@ -79,6 +88,9 @@ ROWS = (
     *(Row(dtype, rounding) for dtype in (BF16, F16) for rounding in ("nearest", "stochastic", "kahan")),
     Row(BF16, "stochastic", BF16),
     Row(BF16, "kahan", BF16),
+    Row(F32, state_dtype="block8"),
+    Row(BF16, "stochastic", "block8"),
+    Row(BF16, "kahan", "block8"),
 )
 
 

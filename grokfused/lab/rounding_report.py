@@ -68,7 +68,7 @@ def cells(recorded: Mapping[str, Any]) -> list[list[str]]:
         more = above(recorded, row)
         ends = [f"{statistics.mean(more):+.4f}", f"{min(more):+.4f} to {max(more):+.4f}"]
         mean = f"{statistics.mean(_losses(recorded, row)):.4f}"
-        bytes_ = [str(row.held_bytes), str(row.moved_bytes)]
+        bytes_ = [f"{size:.4g}" for size in (row.held_bytes, row.moved_bytes)]
         found.append([row.name, *bytes_, mean, *(ends if row != ROWS[0] else ["", ""])])
     return found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from grokfused.lab.bench.implementations import (
@@ -45,16 +46,22 @@ class Peer(NamedTuple):
 
     def make(self, params: list[Tensor]) -> Step:
         """Returns its step; raises PeerMissing where it is not installed."""
+        step: Step = self.optimizer(params).step
+        return step
+
+    def optimizer(self, params: list[Tensor]) -> torch.optim.Optimizer:
+        """Returns itself; raises PeerMissing where it is not installed."""
         module, optimizer = self.where.split(":")
         try:
-            made = getattr(importlib.import_module(module), optimizer)(params, **self.options)
+            made: torch.optim.Optimizer = getattr(importlib.import_module(module), optimizer)(
+                params, **self.options
+            )
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] != module.partition(".")[0]:
                 raise
             how = "pip install 'grokfused[bench]'"
             raise PeerMissing(f"{self.package} is not installed ({how})") from error
-        step: Step = made.step
-        return step
+        return made
 
     def implementation(self, name: str) -> Implementation:
         """Returns the peer as one of those who take turns."""
