@@ -28,11 +28,10 @@ class Slice(ctypes.Structure):
     _fields_ = (
         ("param", ctypes.c_void_p),
         ("grad", ctypes.c_void_p),
-        ("states", ctypes.c_void_p * 6),
+        ("states", ctypes.c_void_p * 7),
         ("mask", ctypes.c_void_p),
         ("step", ctypes.c_void_p),
         ("size", ctypes.c_int64),
-        ("random_key", ctypes.c_uint32),
         ("first", ctypes.c_uint32),
         ("mask_mode", ctypes.c_uint32),
     )
@@ -67,7 +66,7 @@ def cost(rounds: int = 31) -> dict[str, Any]:
     """
     arrays = [torch.rand(ELEMENTS, device="cuda") for _ in range(5)]
     param, grad, *states = (array.data_ptr() for array in arrays)
-    slice_ = Slice(param, grad, (ctypes.c_void_p * 6)(*states), size=ELEMENTS)
+    slice_ = Slice(param, grad, (ctypes.c_void_p * 7)(*states), size=ELEMENTS)
     row = Scalars(1.0, 1.0, 0.98, 0.02, 2.0, 0.01, 0.9999, 0.1, 0.999, 0.001, 1e-3, 1.0, 1e-8)
     scalars = torch.tensor(row)
     major, minor = torch.cuda.get_device_capability()

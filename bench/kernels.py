@@ -28,6 +28,9 @@ TRITON = {
     "bfloat16": ("ema", 1, 0, 0, False, "nearest", True, True),
     "bfloat16, kahan": ("ema", 1, 1, 0, True, "kahan", False, True),
     "float16, stochastic": ("ema", 2, 1, 0, False, "stochastic", False, False),
+    "float32, block8": ("ema", 0, 3, 0, False, "nearest", False, False),
+    "bfloat16, block8, kahan": ("ema", 1, 3, 0, False, "kahan", True, True),
+    "float16, block8, mean, stochastic": ("mean", 2, 3, 1, False, "stochastic", False, False),
     "float32, mean": ("mean", 0, 0, 0, False, "nearest", False, False),
     "bfloat16, mean, bfloat16 window": ("mean", 1, 1, 1, True, "kahan", False, True),
 }
@@ -64,7 +67,7 @@ def compiled_by_triton(policies: dict[str, Any], masked: bool, capability: int) 
     pointers = {"slices": "*i64", "tensors": "*i32", "first_chunks": "*i32", "rows": "*i32", "tiles": "i32"}
     pointers |= dict.fromkeys(("scalars", "grad_scale", "found_inf"), "*fp32")
     flags = dict.fromkeys(("HAS_SCALE", "HAS_FOUND_INF", "STEPS_HERE"), True)
-    constants = {**flags, **policies, "TILE": launcher.TILE, "MASKED": masked}
+    constants = {**flags, **policies, "TILE": launcher.tile_of(policies["STATE"]), "MASKED": masked}
     signature = {**pointers, "seed": "i64", "window": "i32", **dict.fromkeys(constants, "constexpr")}
     return triton.compile(
         ASTSource(fn=kernel.adamw_kernel, signature=signature, constexprs=constants),

@@ -1,4 +1,4 @@
-"""The page "which state dtype do I choose": it is its record, its snippet runs, its bytes are the tensors'."""
+"""The page on which state dtype to choose: it is its record, its snippet runs, its bytes are true."""
 
 import json
 import re
