@@ -10,14 +10,11 @@ import triton.language as tl
 
 from . import adamw, grad_filter, mask, storage
 from .columns import (
-    ALPHA,
-    ALPHA_WEIGHT,
     BLOCK_BASES_AT,
     EXP_AVG_AT,
     EXP_AVG_SQ_AT,
     GRAD_AT,
     KAHAN_COMP_AT,
-    LAMB,
     MASK_AT,
     MAX_EXP_AVG_SQ_AT,
     PARAM_AT,
@@ -187,14 +184,9 @@ def _step_quarter(
     exp_avg_sq_before = decode(exp_avg_sqs, bases, k, EXP_AVG_SQ, False)
     slow, largest = exp_avg_before, exp_avg_sq_before  # where there are none
     grad = grad * factor
-    if FILTER == grad_filter.EMA:
+    if (grad_filter.WITH_STATE >> FILTER) & 1:
         slow_before = decode(slows, bases, k, OF_FILTERS, True)
-        alpha, weight, lamb = (
-            tl.load(numbers + ALPHA),
-            tl.load(numbers + ALPHA_WEIGHT),
-            tl.load(numbers + LAMB),
-        )
-        grad, slow = grad_filter.ema(grad, slow_before, alpha, weight, lamb)
+        grad, slow = grad_filter.with_state(grad, slow_before, numbers, FILTER)
         slow = _to_encode(slow, slow_before, kept, read, MASK, WHOLE)
     else:
         grad = grad_filter.filtered(
@@ -289,8 +281,8 @@ def _step_blocks(
     exp_avgs = load(exp_avg_at, begin, size, used, TILE, WHOLE, every)
     exp_avg_sqs = load(exp_avg_sq_at, begin, size, used, TILE, WHOLE, every)
     slows, largests = exp_avgs, exp_avg_sqs  # where there are none
-    if FILTER == grad_filter.EMA:
-        slow_at = tl.load(slice_ + grad_filter.GRAD_EMA_AT)
+    if (grad_filter.WITH_STATE >> FILTER) & 1:
+        slow_at = grad_filter.state_at(slice_, FILTER)
         slows = load(slow_at, begin, size, used, TILE, WHOLE, every)
     if AMSGRAD:
         largest_at = tl.load(slice_ + MAX_EXP_AVG_SQ_AT)
@@ -327,7 +319,7 @@ def _step_blocks(
     new_bases = put_base(new_bases, base, EXP_AVG_SQ)
     words = encode(v0, v1, v2, v3, base, hashed, False)
     store(exp_avg_sq_at, words, begin, size, used, TILE, WHOLE, every)
-    if FILTER == grad_filter.EMA:
+    if (grad_filter.WITH_STATE >> FILTER) & 1:
         base = base_of(h0, h1, h2, h3, True)
         new_bases = put_base(new_bases, base, OF_FILTERS)
         words = encode(h0, h1, h2, h3, base, hashed, True)
@@ -346,7 +338,7 @@ def _step_blocks(
         zeros = tl.zeros([TILE // BLOCK, WORDS], tl.uint32)
         store(exp_avg_at, zeros, begin, size, dirty, TILE, WHOLE, False)
         store(exp_avg_sq_at, zeros, begin, size, dirty, TILE, WHOLE, False)
-        if FILTER == grad_filter.EMA:
+        if (grad_filter.WITH_STATE >> FILTER) & 1:
             store(slow_at, zeros, begin, size, dirty, TILE, WHOLE, False)
         if AMSGRAD:
             store(largest_at, zeros, begin, size, dirty, TILE, WHOLE, False)

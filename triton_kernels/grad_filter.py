@@ -10,6 +10,7 @@ from . import columns, mask, storage, windows
 
 FILTERS = {"none": 0, "ema": 1, "mean": 2}
 EMA, MEAN = (tl.constexpr(FILTERS[name]) for name in ("ema", "mean"))
+WITH_STATE = tl.constexpr(1 << EMA.value)  # a bit for each filter that keeps one array of the states' dtype
 # The arrays of all filters, and the columns of a slice in which they lie.
 ARRAYS = ("grad_ema", "grad_window", "grad_sum")
 GRAD_EMA_AT, GRAD_WINDOW_AT, GRAD_SUM_AT = (
@@ -22,6 +23,23 @@ SLICE = tl.constexpr(columns.FILTERS_AT.value + len(ARRAYS))
 def ema(grad, grad_ema, alpha, alpha_weight, lamb):
     grad_ema = alpha * grad_ema + alpha_weight * grad
     return grad + lamb * grad_ema, grad_ema
+
+
+@triton.jit
+def state_at(slice_, FILTER: tl.constexpr):
+    """Where the state of a filter is that keeps one."""
+    if FILTER == EMA:
+        at = tl.load(slice_ + GRAD_EMA_AT)
+    return at
+
+
+@triton.jit
+def with_state(grad, state, numbers, FILTER: tl.constexpr):
+    """The amplified gradient, and the new state."""
+    if FILTER == EMA:
+        alpha, weight = tl.load(numbers + columns.ALPHA), tl.load(numbers + columns.ALPHA_WEIGHT)
+        grad, state = ema(grad, state, alpha, weight, tl.load(numbers + columns.LAMB))
+    return grad, state
 
 
 @triton.jit
@@ -38,16 +56,10 @@ def filtered(
     TILE: tl.constexpr, WHOLE: tl.constexpr, EVERY: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
     """The gradient that Adam sees; the filter's memory is written. Elements i lie in a tile from begin on."""
-    if FILTER == EMA:
-        at = storage.pointers(tl.load(slice_ + GRAD_EMA_AT), i, STATE, WHOLE)
-        grad, slow = ema(
-            grad,
-            storage.load(at, read, STATE, EVERY),
-            tl.load(numbers + columns.ALPHA),
-            tl.load(numbers + columns.ALPHA_WEIGHT),
-            tl.load(numbers + columns.LAMB),
-        )
-        storage.store(at, mask.masked(slow, kept, MASK), drawn, written, STATE, STOCHASTIC, EVERY)
+    if (WITH_STATE >> FILTER) & 1:
+        at = storage.pointers(state_at(slice_, FILTER), i, STATE, WHOLE)
+        grad, state = with_state(grad, storage.load(at, read, STATE, EVERY), numbers, FILTER)
+        storage.store(at, mask.masked(state, kept, MASK), drawn, written, STATE, STOCHASTIC, EVERY)
     if FILTER == MEAN:
         place = windows.place_in(tl.load(numbers + columns.STEP), window)
         size, ring = tl.load(slice_ + columns.SIZE), tl.load(slice_ + GRAD_WINDOW_AT)
@@ -69,9 +81,8 @@ def cleared(
     FILTER: tl.constexpr, STATE: tl.constexpr, WINDOW: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """The filter's memory becomes 0 where ``dirty`` is True."""
-    if FILTER == EMA:
-        at = storage.pointers(tl.load(slice_ + GRAD_EMA_AT), i, STATE, WHOLE)
-        storage.clear(at, dirty, STATE)
+    if (WITH_STATE >> FILTER) & 1:
+        storage.clear(storage.pointers(state_at(slice_, FILTER), i, STATE, WHOLE), dirty, STATE)
     if FILTER == MEAN:
         place = windows.place_in(tl.load(numbers + columns.STEP), window)
         size, ring = tl.load(slice_ + columns.SIZE), tl.load(slice_ + GRAD_WINDOW_AT)

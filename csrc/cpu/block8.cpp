@@ -217,14 +217,16 @@ void update(const Arrays& tile, int size, const void* scalars, const Choices& ch
 
 }  // namespace
 
-template <class Step>
-std::pair<Update, Update> updates_in_8_bits() {
-  return {update<Step, false>, update<Step, true>};
+std::pair<Update, Update> updates_in_8_bits(std::string_view grad_filter, bool amsgrad) {
+  std::pair<Update, Update> found;
+  with_grad_filter(grad_filter, [&](auto filter) {
+    using Filter = AfterWindow<decltype(filter)>;
+    with_second_moment(amsgrad, [&](auto second_moment) {
+      using Step = ElementStep<Filter, decltype(second_moment)>;
+      found = {update<Step, false>, update<Step, true>};
+    });
+  });
+  return found;
 }
-
-template std::pair<Update, Update> updates_in_8_bits<ElementStep<NoFilter, CurrentSecondMoment>>();
-template std::pair<Update, Update> updates_in_8_bits<ElementStep<NoFilter, LargestSecondMoment>>();
-template std::pair<Update, Update> updates_in_8_bits<ElementStep<Ema, CurrentSecondMoment>>();
-template std::pair<Update, Update> updates_in_8_bits<ElementStep<Ema, LargestSecondMoment>>();
 
 }  // namespace grokfused::cpu

@@ -3,6 +3,7 @@
 // gradients come as real numbers, whatever their format: they lie in the first-level cache then.
 #pragma once
 
+#include <string_view>
 #include <utility>
 
 #include "update.h"
@@ -10,7 +11,6 @@
 namespace grokfused::cpu {
 
 // The loop of a step, and the one that chooses under a mask. The bases are the last of the states' arrays.
-template <class Step>
-std::pair<Update, Update> updates_in_8_bits();
+std::pair<Update, Update> updates_in_8_bits(std::string_view grad_filter, bool amsgrad);
 
 }  // namespace grokfused::cpu

@@ -3,8 +3,10 @@
 
 namespace grokfused::cpu {
 
-template std::pair<Update, Update> updates_of<Float32, AfterWindow<CurrentSecondMoment>>(const Choices&);
-template std::pair<Update, Update> updates_of<Float32, AfterWindow<LargestSecondMoment>>(const Choices&);
+template std::pair<Update, Update> updates_of<Float32, ElementStep<NoFilter, CurrentSecondMoment>>(
+    const Choices&);
+template std::pair<Update, Update> updates_of<Float32, ElementStep<NoFilter, LargestSecondMoment>>(
+    const Choices&);
 template Kernel kernel_for<Float32>(const Policies&);
 
 }  // namespace grokfused::cpu

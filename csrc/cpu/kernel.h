@@ -26,27 +26,23 @@ std::pair<Update, Update> updates_of(const Choices& choices) {
   return {update_of<Format, Step, false>(choices.state, choices.state_rounding), selecting};
 }
 
-// What steps after the loops of a window (window.h): without a filter, on float32 or float64.
-template <class SecondMoment>
-using AfterWindow = ElementStep<NoFilter, SecondMoment>;
-extern template std::pair<Update, Update> updates_of<Float32, AfterWindow<CurrentSecondMoment>>(
+extern template std::pair<Update, Update> updates_of<Float32, ElementStep<NoFilter, CurrentSecondMoment>>(
     const Choices&);
-extern template std::pair<Update, Update> updates_of<Float32, AfterWindow<LargestSecondMoment>>(
+extern template std::pair<Update, Update> updates_of<Float32, ElementStep<NoFilter, LargestSecondMoment>>(
     const Choices&);
 
 template <class Format, class GradFilter, class SecondMoment>
 void run(const Work& work, const Choices& choices) {
-  constexpr bool kHasWindow = std::is_same_v<GradFilter, Mean>,
-                 kIsNarrow = sizeof(typename Format::Stored) == 2;
-  using Own = std::conditional_t<kHasWindow && kIsNarrow, Float32, Format>;
-  using Step =
-      std::conditional_t<kHasWindow, AfterWindow<SecondMoment>, ElementStep<GradFilter, SecondMoment>>;
+  constexpr bool kHasWindow = std::is_same_v<GradFilter, Mean>;
+  constexpr bool kWidens = kHasWindow && sizeof(typename Format::Stored) == 2;
+  using Own = std::conditional_t<kWidens, Float32, Format>;
   std::pair<Update, Update> updates;
-  if (choices.in_8_bits())
-    updates = updates_in_8_bits<Step>();
-  else
-    updates = updates_of<Own, Step>(choices);
-  if (kHasWindow && kIsNarrow && !choices.in_8_bits()) updates.second = nullptr;
+  if (choices.in_8_bits()) {
+    updates = updates_in_8_bits(GradFilter::kName, choices.amsgrad);
+  } else {
+    updates = updates_of<Own, ElementStep<AfterWindow<GradFilter>, SecondMoment>>(choices);
+    if (kWidens) updates.second = nullptr;
+  }
   const auto rows = state_rows<ElementStep<GradFilter, SecondMoment>>(choices);
   run_all<typename Format::Real>(work, Parts(updates, kHasWindow, choices, rows));
 }

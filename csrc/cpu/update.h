@@ -24,6 +24,10 @@ struct Arrays {
   MaskMode mask_mode;
 };
 
+// The filter of an update: none where the loops of a window have amplified the gradient (window.h).
+template <class GradFilter>
+using AfterWindow = std::conditional_t<std::is_same_v<GradFilter, Mean>, NoFilter, GradFilter>;
+
 // `scalars`: of the real numbers of the parameters.
 using Update = void (*)(const Arrays&, int size, const void* scalars, const Choices&);
 

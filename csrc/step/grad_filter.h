@@ -13,6 +13,7 @@
 namespace grokfused {
 
 struct NoFilter {
+  static constexpr std::string_view kName = "none";
   using States = StateRows<>;
   template <class Element, class Scalars>
   static GROK_HD void apply(Element&, const Scalars&, Format) {}
@@ -29,6 +30,7 @@ struct GradEma {
 
 // h = alpha * h + (1 - alpha) * g;  g = g + lamb * h  (algorithm 2, Grokfast-EMA)
 struct Ema {
+  static constexpr std::string_view kName = "ema";
   using States = StateRows<GradEma>;
   template <class Element, class Scalars>
   static GROK_HD void apply(Element& element, const Scalars& scalars, Format) {
@@ -58,6 +60,7 @@ struct GradSum {
 // s = the sum of the last gradients;  g = g + lamb / w * s  (algorithm 1, Grokfast-MA). The sum comes without
 // the gradient that leaves (windows.h).
 struct Mean {
+  static constexpr std::string_view kName = "mean";
   using States = StateRows<GradWindow, GradSum>;
   template <class Element, class Scalars>
   static GROK_HD void apply(Element& element, const Scalars& scalars, Format window) {
@@ -69,9 +72,9 @@ struct Mean {
 
 template <class Use>
 void with_grad_filter(std::string_view name, Use&& use) {
-  if (name == "none") return use(NoFilter{});
-  if (name == "ema") return use(Ema{});
-  if (name == "mean") return use(Mean{});
+  if (name == NoFilter::kName) return use(NoFilter{});
+  if (name == Ema::kName) return use(Ema{});
+  if (name == Mean::kName) return use(Mean{});
   fail("grad_filter must be none, ema or mean, got ", name);
 }
 
