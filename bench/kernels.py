@@ -21,6 +21,7 @@ import torch.utils.cpp_extension
 
 ROOT = Path(__file__).parent.parent
 FORMATS = ("Float32", "BFloat16", "Float16", "Float64")
+SHOWN = {"In16Bits": "16 bits", "In8BitBlocks": "block8"}
 REGISTERS, THREADS = 65_536, 2_048  # of a multiprocessor, on compute capability 8.0 and 9.0
 TRITON = {
     "float32": ("ema", 0, 0, 0, False, "nearest", False, False),
@@ -93,8 +94,10 @@ def disassembled(nvdisasm: str, cubin: Path) -> dict[str, str]:
 
 
 def wide(code: str, access: str, width: int) -> int:
-    """Counts the accesses of global memory, "LDG" or "STG", that are so many bytes wide."""
-    return len(re.findall(rf"\b{access}\.E(?:\.\w+)*\.{8 * width}\b", code))
+    """Counts the accesses of global memory, "LDG" or "STG", that are so many bytes wide: 4, 8 or 16."""
+    found = [set(said.split(".")) for said in re.findall(rf"\b{access}\.E((?:\.\w+)*)", code)]
+    others = {"U8", "S8", "U16", "S16", "64", "128"}
+    return sum(not words & others if width == 4 else str(8 * width) in words for words in found)
 
 
 class Row(NamedTuple):
@@ -135,7 +138,7 @@ def cuda_rows(architecture: str) -> Iterator[Row]:
     if not (nvcc and nvdisasm):
         raise SystemExit("nvcc or nvdisasm is missing: pip install -r requirements-nvcc.txt")
     with tempfile.TemporaryDirectory() as name:
-        for source in map(str.lower, FORMATS):
+        for source in ("block8", *map(str.lower, FORMATS)):
             messages = compiled_by_nvcc(nvcc, architecture, Path(name), source)
             said = dict(re.findall(r"Function properties for (\S+)\n(.*\n.*)", messages))
             for kernel, code in disassembled(nvdisasm, Path(name) / f"{source}.cubin").items():
@@ -146,6 +149,7 @@ def _shown(mangled: str) -> str:
     param, state = re.search(  # type: ignore[union-attr]
         r"StoredStepINS_\d+(\w+?)E(?:NS_\d+(\w+?)E|S\d*_)", mangled
     ).groups()
+    param, state = (SHOWN.get(name, name) for name in (param, state))
     parts = [param if state in (None, param) else f"{param}, {state} states"]
     parts += [
         name for name, of in {"ema": "3EmaE", "mean": "4MeanE", "none": "8NoFilterE"}.items() if of in mangled

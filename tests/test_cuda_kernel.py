@@ -124,7 +124,7 @@ def kernel_step_(
         ctypes.c_uint32(seed),
         *(word.encode() for word in (*dtypes, state_rounding, param_rounding, grad_filter, decay)),
         int("max_exp_avg_sq" in states),
-        next((len(array[0]) for array in states.values() if array[0].dim() > params[0].dim()), 0),
+        len(window[0]) if "grad_window" in states else 0,
         1,  # processor: few blocks, of several packs a thread
         int(how == "numbers on the host"),  # a small table, where all fits there
         int(not on_host),
@@ -192,17 +192,18 @@ def policies(room: str) -> dict[str, int]:
 
 STORAGE = (ROOT / "csrc" / "step" / "storage.h").read_text()
 PARAM_FORMATS = re.findall(r"struct (\w+) \{\n  static constexpr Format", STORAGE)
-# Of parameters and states: float64 stands beside float64 alone.
+# Of parameters and states: float64 stands beside float64 alone; beside states in 8 bits the two of 16 bits
+# are one, and the kernel asks which it is.
 FORMATS = [
     (param, state)
     for param in PARAM_FORMATS
     for state in re.findall(r"use\((\w+)\{\}\)", STORAGE[STORAGE.index("void with_state_format") :])
     if (param == "Float64") == (state == "Float64")
-]
+] + [("Float32", "In8BitBlocks"), ("In16Bits", "In8BitBlocks")]
 FILTERS = policies("grad_filter")
 # With a small and with a large table.
 KERNELS = 2 * len(FORMATS) * len(FILTERS)
-SOURCES = ("adamw_cuda", *map(str.lower, PARAM_FORMATS))
+SOURCES = ("adamw_cuda", "block8", *map(str.lower, PARAM_FORMATS))
 
 
 OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("sm_80", "sm_100")]
@@ -242,8 +243,10 @@ def test_the_bench_compares_with_a_kernel_of_fused_operations(tmp_path) -> None:
     assert ("fma.rn.f32" in fused, "fma.rn.f32" in unfused) == (True, False)
 
 
-# Bytes that a thread moves of an array at once: 16, or those of as many elements of 16 bits as of 32.
+# Bytes that a thread moves of an array at once: 16, or those of as many elements of 16 bits as of 32. Beside
+# states in 8 bits half of that.
 ACCESS = {"Float64": 16, "Float32": 16, "BFloat16": 8, "Float16": 8}
+BESIDE_BLOCKS = {"Float32": 8, "In16Bits": 4}
 
 
 def formats(kernel: str) -> tuple[str, str]:
@@ -258,6 +261,9 @@ def test_the_body_moves_a_pack_at_a_time(compiled: Compiled) -> None:
         found |= kernels.disassembled(tool("nvdisasm"), cubin)
     assert len(found) == KERNELS
     for name, code in found.items():
+        assert not re.findall(r"\b(?:LDL|STL|LD|ST)\.", code), f"local or generic memory in {name}"
+        if "In8BitBlocks" in formats(name):
+            continue
         param, state = (ACCESS[of] for of in formats(name))
         # The param, its rest (read where it is asked for) and grad; the moments, AMSGrad's (where it is asked
         # for), and what filters add. A window is of 16 bits or of real numbers, as its sum is.
@@ -272,4 +278,20 @@ def test_the_body_moves_a_pack_at_a_time(compiled: Compiled) -> None:
                 moved[access][8] += formats(name)[0] != "Float64"
             for width, count in moved[access].items():
                 assert kernels.wide(code, access, width) >= count, name
-        assert not re.findall(r"\b(?:LDL|STL|LD|ST)\.", code), f"local or generic memory in {name}"
+
+
+def test_threads_move_whole_sectors_of_a_block_of_states_in_8_bits(compiled: Compiled) -> None:
+    found = kernels.disassembled(tool("nvdisasm"), compiled.cubins[0])
+    assert len(found) == 2 * len(BESIDE_BLOCKS) * len(FILTERS)
+    for name, code in found.items():
+        param = BESIDE_BLOCKS[formats(name)[0]]
+        (of_filter,) = (rows for kind, rows in FILTERS.items() if f"{len(kind)}{kind}E" in name)
+        rest, is_mean = param == 4, "4MeanE" in name
+        # Of each quarter of a block what lies element by element; and the words of the states, two at once.
+        moved = {"LDG": {4: 0, 8: 0}, "STG": {4: 0, 8: 0}}
+        for access, arrays in {"LDG": 2 + rest, "STG": 1 + rest}.items():
+            moved[access][param] += 4 * arrays
+            moved[access][8] += 3 + (8 if is_mean else of_filter)  # the sum, a window of float32
+            moved[access][4] += 4 * is_mean  # one of bfloat16
+            for width, count in moved[access].items():
+                assert kernels.wide(code, access, width) >= count, name

@@ -81,20 +81,26 @@ def test_the_kernel_compiles_to_wide_accesses_and_single_roundings(
     cubin = tmp_path / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     (code,) = kernels.disassembled(tool("nvdisasm"), cubin).values()
-    # Bytes that a thread moves of an array at once: four elements.
-    param, state, window = (
-        16 if policies[name] == launcher.STORAGE[torch.float32] else 8
-        for name in ("PARAM", "STATE", "WINDOW")
+    # Bytes that a thread moves of an array at once: four elements; of states in 8 bits two words, and beside
+    # them two elements of each quarter of a block.
+    in_blocks = policies["STATE"] == launcher.STORAGE[torch.uint8]
+    pack, quarters = (2, 4) if in_blocks else (4, 1)
+    param, state, window, real = (
+        pack * (4 if of == launcher.STORAGE[torch.float32] else 2)
+        for of in (
+            *(policies[name] for name in ("PARAM", "STATE", "WINDOW")),
+            launcher.STORAGE[torch.float32],
+        )
     )
     is_mean = policies["FILTER"] == launcher.FILTERS["mean"]
     has_rest = policies["PARAM_ROUNDING"] == launcher.PARAM_ROUNDING["kahan"]
-    moved = {"LDG": {8: 0, 16: 0}, "STG": {8: 0, 16: 0}}
+    moved = {"LDG": {4: 0, 8: 0, 16: 0}, "STG": {4: 0, 8: 0, 16: 0}}
     for access, arrays in {"LDG": 2 + has_rest, "STG": 1 + has_rest}.items():
-        moved[access][param] += arrays
-        moved[access][state] += 2 + policies["AMSGRAD"] + (not is_mean)
+        moved[access][param] += quarters * arrays
+        moved[access][8 if in_blocks else state] += 2 + policies["AMSGRAD"] + (not is_mean)
         if is_mean:  # and the sum, of float32
-            moved[access][window] += 1
-            moved[access][16] += 1
+            moved[access][window] += quarters
+            moved[access][real] += quarters
         for width, count in moved[access].items():
             assert kernels.wide(code, access, width) >= count
     assert not re.findall(r"\b(?:LDL|STL)\b", code), "registers are spilled to local memory"

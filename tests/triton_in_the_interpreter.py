@@ -28,8 +28,9 @@ def special_values(
     grid = torch.tensor(SPECIAL)
     start, grads = torch.cartesian_prod(grid, grid).to(dtype).unbind(1)
     param = start.clone().requires_grad_()
-    rest = {"state_dtype": torch.bfloat16, "state_rounding": rounding, "amsgrad": True, "seed": 3}
-    rest["param_rounding"] = param_rounding
+    state = {"state_dtype": "block8"} if rounding == "block8" else {"state_dtype": torch.bfloat16}
+    rest = {"amsgrad": True, "seed": 3, "param_rounding": param_rounding, **state}
+    rest["state_rounding"] = "stochastic" if rounding == "block8" else rounding
     optimizer = GrokAdamW([param], **OPTIONS, **rest, backend=backend)
     for factor in (1.0, -0.5, 3.0):
         param.grad = (grads.float() * factor).to(dtype)  # elsewhere each time: with another table
@@ -50,8 +51,9 @@ def main() -> None:
         if differing:
             wrong[str(case)] = differing
     dtypes, roundings = (torch.float32, torch.bfloat16, torch.float16), ("nearest", "stochastic", "kahan")
-    few = zip(dtypes, (*roundings[:2], "nearest"), roundings, strict=True)
-    for options in product(dtypes, roundings[:2], roundings) if whole else few:
+    states = ("nearest", "stochastic", "block8")
+    few = [*zip(dtypes, states, roundings, strict=True), (torch.float32, "block8", "nearest")]
+    for options in product(dtypes, states, roundings) if whole else few:
         truth, found = (special_values(backend, *options) for backend in ("reference", "triton"))
         counts = {name: n for name in truth if (n := differing_bits(found[name], truth[name]))}
         if counts:

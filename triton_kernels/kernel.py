@@ -3,9 +3,10 @@
 Memory: 36 bytes per float32 element with the EMA filter (reads param, grad, exp_avg, exp_avg_sq, grad_ema:
 20; writes all but grad: 16), 28 without, 48 with the mean of a window (reads besides those 28 what leaves,
 the sum, and on average one value of the window: 12; writes what enters and the sum: 8), 42 where that is
-bfloat16; 24 with the EMA filter and bfloat16 states. Parameters of 16 bits take 6 less, and 4 of these again
-with Kahan's rounding. A mask adds 0.125; a word of it that keeps nothing costs the param (4, or 2) where it
-zeroes, and nothing where it freezes. Per program besides: one row of the tables.
+bfloat16; 24 with the EMA filter and bfloat16 states, 18.125 with states in 8 bits (reads 4 + 4 + 3, writes
+4 + 3, and 8 for the bases of 64 elements). Parameters of 16 bits take 6 less, and 4 of these again with
+Kahan's rounding. A mask adds 0.125; a word of it that keeps nothing, or a block of states in 8 bits, costs
+the param (4, or 2) where it zeroes, and nothing where it freezes. Per program besides: one row of the tables.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from . import adamw, block8, grad_filter, mask, storage
+from . import adamw, block8_tile, grad_filter, mask, storage
 from .columns import (
     EXP_AVG_AT,
     EXP_AVG_SQ_AT,
@@ -40,7 +41,7 @@ def _step_tile(
     TILE: tl.constexpr, WHOLE: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
     if STATE == storage.BLOCK8:
-        block8.step_tile(
+        block8_tile.step(
             slice_, begin, size, numbers, factor, key, window,
             PARAM, WINDOW, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD, TILE, WHOLE, MASK,
         )  # fmt: skip

@@ -1,15 +1,16 @@
 // The one kernel: it moves memory, the mathematics has its home in csrc/step. It must not know torch;
 // tests/cuda_shim.cpp compiles this very file for the CPU. Compiled apart is what moves other bytes: formats
 // but that of a window, and the arrays of a filter. Whatever else is chosen is the same for a whole launch,
-// and asked for, AMSGrad's array too.
+// and asked for: AMSGrad's array too, and beside states in 8 bits which 16 bits parameters have.
 //
 // Memory: 36 bytes per float32 element with the EMA filter (reads param, grad, exp_avg, exp_avg_sq,
 // grad_ema: 20; writes all but grad: 16), 28 without, 48 with the mean of a window (reads besides those 28
 // what leaves, the sum, and on average one value of the window: 12; writes what enters and the sum: 8), 42
-// where that is bfloat16; 24 with the EMA filter and bfloat16 states; all twice for float64. Parameters of 16
-// bits take 6 less, and 4 of these again with Kahan's rounding. A mask adds 0.125; a pack of which it keeps
-// nothing costs the param (4, or 2) where it zeroes, and nothing where it freezes. Per block besides: one row
-// of the table.
+// where that is bfloat16; 24 with the EMA filter and bfloat16 states; all twice for float64. With the EMA
+// filter and states in 8 bits 18.125 (reads 4 + 4 + 3, writes 4 + 3, and 8 for the bases of 64 elements).
+// Parameters of 16 bits take 6 less, and 4 of these again with Kahan's rounding. A mask adds 0.125; a pack of
+// which it keeps nothing, or a block of states in 8 bits, costs the param (4, or 2) where it zeroes, and
+// nothing where it freezes. Per block of threads besides: one row of the table.
 #pragma once
 
 #include <cstdint>

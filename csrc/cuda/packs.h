@@ -2,44 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
-#include "../step/block8.h"
-#include "../step/element_step.h"
+#include "formats.h"
 
 namespace grokfused {
-
-constexpr int kAlignment = 16;  // bytes of the widest load there is
-
-// Parameters of 16 bits, of whichever format was chosen.
-struct In16Bits {
-  using Stored = uint16_t;
-  using Real = float;
-};
-
-// States in 8 bits: of a pack they are no part (block8.h).
-struct In8BitBlocks {
-  using Stored = uint8_t;
-  using Real = float;
-};
-
-// A step, and in which formats its arrays are.
-template <class ParamFormat, class StateFormat, class ElementStep>
-struct StoredStep {
-  using Param = ParamFormat;
-  using State = StateFormat;
-  using Step = ElementStep;
-  using States = typename ElementStep::OwnStates;  // AMSGrad's and Kahan's come after them, if they are there
-  using Real = typename Param::Real;
-  // Elements that a thread steps at once: 16 bytes of the widest arrays. Of those of 16 bits it moves 8, so
-  // that neighbouring threads fill whole sectors of every array.
-  static constexpr bool kIn8Bits = std::is_same_v<State, In8BitBlocks>;
-  static constexpr int kWidth = kAlignment / sizeof(Real) / (kIn8Bits ? 2 : 1);
-  static constexpr bool kCanKeepRest = sizeof(typename Param::Stored) == 2;
-
-  // Whether a pack has values of an array.
-  static GROK_HD constexpr bool is_packed(const StateRow& row) { return !kIn8Bits || row.of != Of::kStates; }
-};
 
 // Values that are read or written at once: 16 bytes, 8 of those of 16 bits, or a single one.
 template <class ArrayFormat, int kWidth>
@@ -53,33 +19,11 @@ struct alignas(kWidth * sizeof(typename ArrayFormat::Stored)) Pack {
   GROK_HD void write(void* array, int64_t i) const {
     *reinterpret_cast<Pack*>(static_cast<typename Format::Stored*>(array) + i) = *this;
   }
-  static GROK_HD auto& at(void* array, int64_t i) { return static_cast<typename Format::Stored*>(array)[i]; }
-  static GROK_HD auto at(const void* array, int64_t i) {
-    return static_cast<const typename Format::Stored*>(array)[i];
-  }
   GROK_HD auto widened(int k) const { return Format::widen(values[k]); }
   GROK_HD void round(int k, typename Format::Real value, Rounding rounding, uint32_t random_bits) {
     values[k] = rounded<Format>(value, rounding, random_bits);
   }
 };
-
-// How an array is stored whose format is known as the kernel is compiled.
-template <class Stored, class Row>
-using FormatOf = std::conditional_t<
-    Row::kRow.of == Of::kReal,
-    std::conditional_t<std::is_same_v<typename Stored::Real, double>, Float64, Float32>,
-    std::conditional_t<Row::kRow.of == Of::kParam, typename Stored::Param, typename Stored::State>>;
-
-// Calls use(format) with that of parameters.
-template <class Stored, class Use>
-GROK_HD void with_param(const Choices& choices, Use&& use) {
-  if constexpr (!std::is_same_v<typename Stored::Param, In16Bits>)
-    use(typename Stored::Param{});
-  else if (choices.param == Format::kBFloat16)
-    use(BFloat16{});
-  else
-    use(Float16{});
-}
 
 // Values of float32 that 16 bits hold, and that are stored as such.
 template <int kWidth>
@@ -99,19 +43,6 @@ struct NarrowPack : Pack<Float32, kWidth> {
     stored.write(array, i);
   }
 };
-
-// Calls use(format) with that of an array; of a window, the one that was chosen.
-template <class Stored, class Row, class Use>
-GROK_HD void with_format(Row, const Choices& choices, Use&& use) {
-  if constexpr (Row::kRow.of != Of::kWindow)
-    use(FormatOf<Stored, Row>{});
-  else if constexpr (std::is_same_v<typename Stored::Real, double>)
-    use(Float64{});
-  else if (choices.window == Format::kBFloat16)
-    use(BFloat16{});
-  else
-    use(Float32{});
-}
 
 // The values of an array in a pack. A window's are real numbers, however they are stored.
 template <class Stored, class Row, int kWidth>
@@ -136,15 +67,6 @@ struct StatePacks;
 
 template <class Stored, class... Rows, int kWidth>
 struct StatePacks<Stored, StateRows<Rows...>, kWidth> : StatePack<Stored, Rows, kWidth>... {};
-
-// Calls use(row, place) for every state of a step in 8 bits. AMSGrad's, where it is there, is the last one.
-template <class Stored, class Use>
-GROK_HD void each_in_8_bits(const Choices& choices, Use&& use) {
-  Stored::States::each([&](auto row, int place) {
-    if constexpr (decltype(row)::kRow.of == Of::kStates) use(row, place);
-  });
-  if (choices.amsgrad) use(MaxExpAvgSq{}, Stored::States::kCount);
-}
 
 // kWidth elements from one index on. All are read before the first is used, so that their loads are in flight
 // together.
