@@ -60,7 +60,7 @@ void SliceStep::run(int64_t begin, int64_t end) const {
   const int64_t most = parts_.in_place && !parts_.window.amplify ? kPiece : kTile;
   for (int64_t stop; begin < end; begin = stop) {
     stop = end_of_tile(begin, end, most);
-    run_tile(begin, static_cast<int>(stop - begin), nullptr);
+    run_tile(begin, static_cast<int>(stop - begin), nullptr, end - begin);
   }
 }
 
@@ -68,17 +68,17 @@ void SliceStep::run_selected(int64_t begin, int64_t end) const {
   uint32_t kept[kTile];
   const int size = static_cast<int>(end - begin);
   spread(slice_.mask + begin / kLanes, static_cast<int>(mask_words(size)), kept);
-  run_tile(begin, size, kept);
+  run_tile(begin, size, kept, 0);
 }
 
-// `kept` is null where all are, or else all ones or 0 for each element.
-void SliceStep::run_tile(int64_t begin, int size, const uint32_t* kept) const {
+// `kept` is null where all are, or else all ones or 0 for each element. `to_come`: as Arrays have it.
+void SliceStep::run_tile(int64_t begin, int size, const uint32_t* kept, int64_t to_come) const {
   Buffers buffers;
   const uint32_t first = slice_.first + static_cast<uint32_t>(begin);
   void* param = this->param().at(begin);
   void* rest = parts_.rest < 0 ? nullptr : state(parts_.rest).at(begin);
-  Arrays arrays{grad().at(begin), param, rest ? rest : kNoRest.values, {}, nullptr, {}, key_, first, kept,
-                slice_.mask_mode};
+  Arrays arrays{grad().at(begin), param,  rest ? rest : kNoRest.values, {}, nullptr, {}, key_, first, kept,
+                slice_.mask_mode, to_come};
   const Update selecting = kept ? parts_.selecting : nullptr;
   const bool choose = kept && (!selecting || parts_.narrow), choose_states = kept && !selecting;
   arrays.new_param = choose || parts_.narrow ? buffers.values : param;

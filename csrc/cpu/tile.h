@@ -107,7 +107,7 @@ class SliceStep {
 
  private:
   bool is_of_blocks(int place) const { return parts_.rows[place].of == Of::kBases; }
-  void run_tile(int64_t begin, int size, const uint32_t* kept) const;
+  void run_tile(int64_t begin, int size, const uint32_t* kept, int64_t to_come) const;
   void widen_grad(Arrays& arrays, void* values, int size) const;
   void amplify(int64_t begin, int size, const uint32_t* kept, Arrays& arrays, void* amplified) const;
   void take(const void* stepped, const Array& array, int64_t begin, int size, const uint32_t* kept) const {

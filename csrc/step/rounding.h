@@ -13,27 +13,24 @@ GROK_HD bool is_nan(uint32_t bits) { return (bits & ~kSignBit) > kFloat32Infinit
 
 GROK_HD float bfloat16_to_float32(uint16_t bits) { return float_of(uint32_t{bits} << 16); }
 
-// The bits of a value, with NaNs of a large payload made the plain NaN of their sign: the carry of a
-// rounding would turn them into zeros. Two minima, because a comparison costs three instructions.
-GROK_HD uint32_t bits_to_round(float value) {
+// The bits of a number that something was computed to be, and what a rounding adds to them; to those of a NaN
+// nothing, as the carry would turn one of a large payload into a zero. The upper half of what arithmetic
+// makes tells that it is one. Asked as of numbers, because of bits a comparison costs three instructions.
+GROK_HD uint32_t bits_to_cut(float value, uint32_t added) {
   const uint32_t bits = bits_of(value);
-  const int32_t plain_nan = 0x7fc00000;
-  const int32_t positive = static_cast<int32_t>(bits) < plain_nan ? static_cast<int32_t>(bits) : plain_nan;
-  const uint32_t both = static_cast<uint32_t>(positive);
-  return both < 0xffc00000u ? both : 0xffc00000u;
+  return value != value ? bits : bits + added;
 }
 
 GROK_HD uint16_t float32_to_bfloat16(float value) {
-  const uint32_t bits = bits_to_round(value);
-  const uint32_t half_minus_tie = 0x7fffu + ((bits >> 16) & 1u);  // ties go to the even neighbour
-  return static_cast<uint16_t>((bits + half_minus_tie) >> 16);
+  const uint32_t half_minus_tie = 0x7fffu + ((bits_of(value) >> 16) & 1u);  // ties go to the even neighbour
+  return static_cast<uint16_t>(bits_to_cut(value, half_minus_tie) >> 16);
 }
 
 // Rounds up with probability equal to the fraction cut off, so that the mean of many roundings is
 // the value itself: a second moment that grows by 0.1 % a step would otherwise never move in 8
 // bits.
 GROK_HD uint16_t float32_to_bfloat16_stochastic(float value, uint32_t random_bits) {
-  return static_cast<uint16_t>((bits_to_round(value) + random_bits) >> 16);
+  return static_cast<uint16_t>(bits_to_cut(value, random_bits) >> 16);
 }
 
 GROK_HD float float16_to_float32(uint16_t bits) {
