@@ -138,7 +138,7 @@ GROK_HD Block<Rows> block_at(int begin, const Arrays& tile) {
 
 // What a later block reads: the arithmetic takes so long that the processor by itself looks too short ahead.
 template <class Rows>
-GROK_HD void fetch_ahead(const Block<Rows>& block) {
+GROK_HD void fetch_block_ahead(const Block<Rows>& block) {
   constexpr int kAhead = 6 * kBlock;
   for (int i = 0; i < kBlock; i += kCacheLine / sizeof(float)) {
     __builtin_prefetch(block.param + kAhead + i);
@@ -157,7 +157,7 @@ GROK_CPU_CLONES void update_blocks(const Arrays& of_tile, int size, const void* 
   const Choices choices = of_all;
   for (int begin = 0; begin < size; begin += kBlock) {
     const Block<Rows> block = block_at<Rows>(begin, tile);
-    fetch_ahead(block);
+    fetch_block_ahead(block);
     uint32_t any = !kMasked;
     for (int i = 0; i < kBlock && kMasked; ++i) any |= block.kept[i];
     if (any)

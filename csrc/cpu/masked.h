@@ -46,9 +46,8 @@ inline Kept look(const SliceStep& step, int64_t begin, int64_t end, bool sparse)
   return kept;
 }
 
-// Fetches what will be read where words keep something. Where few do, the processor sees no pattern in what
-// is read, and would wait for each; and between tiles, while their words are spread out, it would read
-// nothing.
+// Fetches what will be read in a sparse part of a mask, where the processor sees no pattern in it, and would
+// wait for each. Elsewhere all that follows is fetched, as without a mask (update.h).
 inline void prefetch_used(const SliceStep& step, int64_t begin, int64_t end) {
   const auto fetch = [](const Array& array, int64_t i) {
     const char* first = static_cast<const char*>(array.at(i));
@@ -85,11 +84,11 @@ inline void run_masked(const SliceStep& step, int64_t begin, int64_t end) {
     const Words words(mask, begin, stop);
     for (Kept kept; begin < stop; begin = kept.end) {
       kept = words.full == words.all ? Kept{stop, true, true} : look(step, begin, stop, words.sparse());
-      if (words.full != words.all) prefetch_used(step, begin + kAhead, std::min(end, kept.end + kAhead));
+      if (words.sparse()) prefetch_used(step, begin + kAhead, std::min(end, kept.end + kAhead));
       if (kept.all)
         step.run(begin, kept.end);
       else if (kept.any)
-        step.run_selected(begin, kept.end);
+        step.run_selected(begin, kept.end, words.sparse() ? 0 : end - begin);
       else if (zero)
         clear_pruned(step, begin, kept.end - begin);
     }

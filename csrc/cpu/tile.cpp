@@ -64,11 +64,11 @@ void SliceStep::run(int64_t begin, int64_t end) const {
   }
 }
 
-void SliceStep::run_selected(int64_t begin, int64_t end) const {
+void SliceStep::run_selected(int64_t begin, int64_t end, int64_t to_come) const {
   uint32_t kept[kTile];
   const int size = static_cast<int>(end - begin);
   spread(slice_.mask + begin / kLanes, static_cast<int>(mask_words(size)), kept);
-  run_tile(begin, size, kept, 0);
+  run_tile(begin, size, kept, to_come);
 }
 
 // `kept` is null where all are, or else all ones or 0 for each element. `to_come`: as Arrays have it.

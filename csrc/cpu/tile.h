@@ -84,8 +84,8 @@ class SliceStep {
 
   // Of all elements from `begin`, where a word of the mask begins, up to `end`.
   void run(int64_t begin, int64_t end) const;
-  // Of those that the mask keeps; at most a tile.
-  void run_selected(int64_t begin, int64_t end) const;
+  // Of those that the mask keeps; at most a tile. `to_come`: as Arrays have it.
+  void run_selected(int64_t begin, int64_t end, int64_t to_come) const;
 
   const Slice& slice() const { return slice_; }
   bool in_blocks() const { return parts_.choices.in_8_bits(); }

@@ -193,9 +193,9 @@ GROK_CPU_CLONES void update(const Arrays& of_tile, int size, const void* scalars
   const Arrays arrays = of_tile;
   const Choices choices = of_all;
   constexpr bool kPairs = kInPairs<Param> || kInPairs<State>;
-  const int strip = kMasked ? size : kStrip<Param, State>;  // what a mask keeps is fetched already (masked.h)
+  constexpr int strip = kStrip<Param, State>;
   for (int begin = 0; begin < size; begin += strip) {
-    if constexpr (!kMasked) fetch_ahead<Param, State, Step::States::kCount>(arrays, begin);
+    fetch_ahead<Param, State, Step::States::kCount>(arrays, begin);
     const int end = std::min(size, begin + strip);
     if constexpr (kPairs) {
 #pragma omp simd
