@@ -106,10 +106,10 @@ class GrokAdam(Masking, Saving, Optimizer):
         foreach, fused: Accepted, so that an AdamW call site needs no edit; no effect.
         differentiable: Must be False.
         state_dtype: torch.float32, torch.bfloat16 or "block8", in which states are made, but those of float64
-            and complex parameters, which have their parameter's dtype. "block8": uint8 codes, floats of 8 bits
-            of which 64 neighbours share their octaves (``backends.block8``): a byte each, and 1/16 for all;
-            ``grokfused.decode_state`` shows their numbers, ``state_dict()`` has them as bfloat16. (default:
-            torch.float32)
+            and complex parameters, which have their parameter's dtype. "block8" keeps uint8 codes, floats of
+            8 bits of which 64 neighbours share their octaves (``backends.block8``): a byte each, and 1/16 for
+            all. ``grokfused.decode_state`` shows their numbers, ``state_dict()`` has them as bfloat16.
+            (default: torch.float32)
         state_rounding: How bfloat16 states are rounded: "stochastic" (unbiased) or "nearest" (a second
             moment with beta2 = 0.999 then stops moving; refused with "block8"). (default: "stochastic")
         param_rounding: How bfloat16 and float16 parameters are rounded; no effect on float32. "nearest" loses
