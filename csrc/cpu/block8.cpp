@@ -3,9 +3,6 @@
 #include "../step/block8.h"
 #include "storage.h"
 
-// Of a lambda, for the reason that portable.h tells of functions.
-#define INLINE __attribute__((always_inline))
-
 namespace grokfused::cpu {
 namespace {
 
@@ -91,7 +88,7 @@ GROK_HD void step_block(const Block<Rows> block, uint32_t key, MaskMode mode, co
   arrays.new_param = block.new_param;
   arrays.kept = block.kept;
   arrays.mask_mode = mode;
-  Rows::each([&](auto row, int place) INLINE {
+  Rows::each([&](auto row, int place) GROK_INLINE {
     constexpr In8Bits kKind = decltype(row)::kRow.in_8_bits;
     decode<kKind.is_signed>(block.codes[place], block.bases[kKind.byte], numbers[place]);
     arrays.states[place] = arrays.new_states[place] = numbers[place];
@@ -105,7 +102,7 @@ GROK_HD void step_block(const Block<Rows> block, uint32_t key, MaskMode mode, co
 #pragma GCC unroll 4
     for (int k = 0; k < kToAWord; ++k) draws[k * kWords + j] = block8_draw(hash, k);
   }
-  Rows::each([&](auto row, int place) INLINE {
+  Rows::each([&](auto row, int place) GROK_INLINE {
     constexpr In8Bits kKind = decltype(row)::kRow.in_8_bits;
     block.bases[kKind.byte] = encode<kKind.is_signed>(numbers[place], draws, block.codes[place]);
   });

@@ -12,6 +12,8 @@
 // that target_clones picks, and the loop around it would not vectorise.
 #define GROK_HD inline __attribute__((always_inline))
 #endif
+// Of a lambda, for the same reason.
+#define GROK_INLINE __attribute__((always_inline))
 
 namespace grokfused {
 
