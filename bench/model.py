@@ -17,6 +17,7 @@ from grokfused.lab.bench.traffic import Traffic, traffic
 
 BF16 = torch.bfloat16
 NARROW: dict[str, Any] = {"state_dtype": BF16}
+IN_8_BITS: dict[str, Any] = {"state_dtype": "block8"}
 MEAN: dict[str, Any] = {"grad_filter": "mean", "window_size": 100}
 
 
@@ -50,6 +51,8 @@ VARIANTS = {
     "bfloat16": Variant({}, BF16),
     "bfloat16, bfloat16 states": Variant(NARROW, BF16),
     "bfloat16, bfloat16 states, kahan": Variant({**NARROW, "param_rounding": "kahan"}, BF16),
+    "float32, 8-bit states": Variant(IN_8_BITS),
+    "bfloat16, 8-bit states": Variant(IN_8_BITS, BF16),
 }
 # Peak memory bandwidth that the vendors state, in bytes per second, and memory in bytes.
 DEVICES = {
@@ -117,7 +120,7 @@ def check_table(rows: Sequence[dict[str, Any]]) -> str:
     return markdown(header, lines)
 
 
-COMMON = ("float32", "bfloat16, bfloat16 states")
+COMMON = ("float32", "bfloat16, bfloat16 states", "bfloat16, 8-bit states")
 TABLES = {
     "bytes": bytes_table,
     "1B": lambda: cost_table(1e9, COMMON),
