@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from grokfused import GrokAdamW
-from grokfused.lab import reproduce, state_dtypes, state_dtypes_report
+from grokfused.lab import page, reproduce, state_dtypes, state_dtypes_report
 from grokfused.lab.state_dtypes import CASES, NAMES, OURS, measure
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -57,3 +57,9 @@ def test_what_is_not_installed_is_told(monkeypatch, tmp_path) -> None:
     assert done.exit_code == 0, done.output
     page = (tmp_path / "which-state-dtype.md").read_text()
     assert "- bitsandbytes AdamW8bit was not installed." in page
+
+
+def test_a_recorded_command_names_no_folder(monkeypatch) -> None:
+    given = ["grokfused", "reproduce", "state-dtypes", "--out", "/x/y", "--seeds", "1", "--out=/z"]
+    monkeypatch.setattr("sys.argv", given)
+    assert page.facts()["command"] == "grokfused reproduce state-dtypes --seeds 1"

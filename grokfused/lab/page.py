@@ -25,7 +25,7 @@ def facts() -> dict[str, Any]:
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
     ).stdout.strip()
     return {
-        "command": " ".join(["grokfused", *sys.argv[1:]]),
+        "command": " ".join(["grokfused", *_without_folders(sys.argv[1:])]),
         "commit": commit or "unknown",
         "grokfused": grokfused.__version__,
         "torch": torch.__version__,
@@ -33,6 +33,12 @@ def facts() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _without_folders(arguments: Sequence[str]) -> list[str]:
+    """Returns the arguments of a command but where its files went, which is nobody else's folder."""
+    pairs = zip(arguments, ["", *arguments], strict=False)
+    return [one for one, before in pairs if "--out" not in (one, before) and not one.startswith("--out=")]
 
 
 def markdown_table(columns: Sequence[str], cells: Cells) -> list[str]:
