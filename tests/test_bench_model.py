@@ -6,7 +6,7 @@ import torch
 from bench import model
 from grokfused import GrokAdamW
 
-ELEMENTS = 1000
+ELEMENTS = 1024
 
 
 def plane_of(state: torch.Tensor) -> torch.Tensor:
