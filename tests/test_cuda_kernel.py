@@ -186,7 +186,7 @@ class Compiled(NamedTuple):
 def policies(room: str) -> dict[str, int]:
     """Returns a room's structs for each of which kernels are compiled apart, and how many rows they have."""
     header = (ROOT / "csrc" / "step" / f"{room}.h").read_text()
-    found = re.findall(r"struct (\w+) \{\n  using States = StateRows<(.*)>;", header)
+    found = re.findall(r"struct (\w+) \{\n  static .* kName = .*;\n  using States = StateRows<(.*)>;", header)
     return {name: len(rows.split(",")) if rows else 0 for name, rows in found}
 
 
