@@ -2,6 +2,7 @@
 
 import copy
 import io
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -100,7 +101,9 @@ class World:
         groups = [{"params": [news[p] for p in group["params"]]} for group in self.optimizer.param_groups]
         self.params = list(news.values())
         self.optimizer = type(self.optimizer)(groups, lr=0.5, lamb=0.1, backend=self.backend)
-        self.optimizer.load_state_dict(torch.load(file, weights_only=True))
+        with warnings.catch_warnings():  # of a window that the filter, just turned on, has yet to begin
+            warnings.filterwarnings("ignore", ".*have no window of gradients")
+            self.optimizer.load_state_dict(torch.load(file, weights_only=True))
 
     def turn_param(self, index: int) -> None:
         """Changes the memory order of a parameter, as model.to(memory_format=...) does."""
