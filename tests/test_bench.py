@@ -13,7 +13,6 @@ from grokfused.lab.bench import plots, probes, rows, show
 from grokfused.lab.bench.cases import CASES, PARAMETERS, TENSORS, elements
 from grokfused.lab.bench.implementations import (
     COPY,
-    EIGHT_BITS,
     FUSED,
     IMPLEMENTATIONS,
     LR,
@@ -33,7 +32,6 @@ from grokfused.lab.bench.sets import SETS
 from grokfused.lab.bench.timing import Turns, in_turns, ratios
 from grokfused.lab.bench.traffic import traffic, under_masks
 from grokfused.lab.cli import app
-from grokfused.state.storage import STATE_DTYPES
 from grokfused.step.mask import pack
 
 TWICE = Turns(0.0, least=2)
@@ -153,8 +151,6 @@ def test_each_does_the_work_that_is_said_of_it(name, monkeypatch) -> None:
         pytest.skip(f"{PEERS[name].package} is not installed")
     if name == "heavyball AdamW":  # compiling it would take longer than all the others together
         monkeypatch.setattr(sys.modules["heavyball"].utils, "compile_mode", None)
-    if name == EIGHT_BITS and "block8" not in STATE_DTYPES:
-        pytest.skip("there are no states of 8 bits yet")
     implementation = ALL[name]
     work = implementation.work
     theirs, own = parameters(SMALL), parameters(SMALL)
