@@ -147,6 +147,35 @@ def test_copies_go_on_alike(copied) -> None:
     assert_same_bits(values(other), values(optimizer))
 
 
+def test_bytes_that_others_keep_beside_ours_are_theirs() -> None:
+    optimizer, other = pair((70,))
+    train(optimizer, 1)
+    theirs = torch.arange(70).to(torch.uint8)
+    optimizer.state[params_of(optimizer)[0]]["trac"] = theirs
+    saved = through_a_file(optimizer.state_dict())
+    assert torch.equal(saved["state"][0]["trac"], theirs)
+    assert "trac" not in decode_state(optimizer, params_of(optimizer)[0])
+    other.load_state_dict(saved)
+    assert torch.equal(other.state[params_of(other)[0]]["trac"], theirs)
+
+
+def test_parameters_without_values_have_places_for_codes() -> None:
+    made = []
+    for _ in range(2):
+        param = torch.empty(3, 70, device="meta", requires_grad=True)
+        param.grad = torch.empty_like(param)
+        made.append(GrokAdamW([param], **IN_8_BITS))
+    first, second = made
+    first.step()
+    saved = first.state_dict()
+    assert saved["state"][0]["exp_avg"].dtype is torch.bfloat16
+    second.load_state_dict(saved)
+    second.step()
+    state = second.state[params_of(second)[0]]
+    assert (state["exp_avg"].dtype, state["exp_avg"].shape) == (torch.uint8, (3, 70))
+    assert state["block_bases"].shape == (4,)
+
+
 # --- wherever a step is taken ----------------------------------------------------------------------------
 
 

@@ -124,7 +124,7 @@ GROK_HD Block<Rows> block_at(int begin, const Arrays& tile) {
   Block<Rows> block{static_cast<const float*>(tile.param) + begin,
                     static_cast<const float*>(tile.grad) + begin,
                     static_cast<float*>(tile.new_param) + begin,
-                    tile.kept + begin,
+                    tile.kept ? tile.kept + begin : nullptr,
                     {},
                     static_cast<uint8_t*>(tile.new_states[Rows::kCount]) + begin / kBlock * kToAWord,
                     tile.first + static_cast<uint32_t>(begin)};

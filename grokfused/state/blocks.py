@@ -15,14 +15,15 @@ from torch import Tensor
 from grokfused.backends import block8
 from grokfused.backends.reference import in_memory_order
 from grokfused.backends.rounding import random_key
+from grokfused.state.arrays import there
 from grokfused.state.sharding import local, sharded_like
 from grokfused.state.storage import is_dense, same_order
 
 
 def codes_in(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Returns the arrays of a state that are stored in 8 bits, by name."""
-    arrays = {key: value for key, value in state.items() if isinstance(value, Tensor) and key != "mask"}
-    return {key: value for key, value in arrays.items() if value.dtype is block8.DTYPE}
+    """Returns the arrays of a state that are stored in 8 bits, by name; what others keep there is none."""
+    arrays = {array.name: state[array.name] for array in there(state)}
+    return {name: array for name, array in arrays.items() if array.dtype is block8.DTYPE}
 
 
 @torch.no_grad()
@@ -32,8 +33,8 @@ def as_numbers(state: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
     if not codes:
         return dict(state)
     views = {name: _in_order(array, param) for name, array in codes.items()}
-    stored = {name: view.reshape(-1).cpu() for name, view in views.items()}
-    numbers = block8.decoded(stored, state[block8.BASES].cpu())
+    stored = {name: view.reshape(-1) for name, view in views.items()}
+    numbers = block8.decoded(stored, state[block8.BASES])
     shown = dict(state)
     del shown[block8.BASES]
     for name, view in views.items():
@@ -58,15 +59,15 @@ def in_8_bits(numbers: Mapping[str, Tensor], param: Tensor, seed: int, step: flo
     """
     shard = local(param)
     values = {
-        name: in_memory_order(local(array), shard).reshape(-1).cpu().to(torch.float32)
+        name: in_memory_order(local(array), shard).reshape(-1).to(shard.device, torch.float32)
         for name, array in numbers.items()
     }
-    drawn = block8.draws(shard.numel(), random_key(seed, step))
-    bases = torch.zeros(block8.count_of(shard.numel()), dtype=torch.int32, device="cpu")
+    drawn = block8.draws(shard.numel(), random_key(seed, step)).to(shard.device)
+    bases = torch.zeros(block8.count_of(shard.numel()), dtype=torch.int32, device=shard.device)
     stored, bases = block8.encoded(values, bases, drawn)
     for name, array in values.items():  # a step makes no -0 of one, but what was saved may be one
-        stored[name][block8.laid((array == 0) & array.signbit())] = block8.MINUS_0
-    found = {block8.BASES: bases.to(shard.device)}
+        stored[name].masked_fill_(block8.laid((array == 0) & array.signbit()), block8.MINUS_0)
+    found = {block8.BASES: bases}
     for name, codes in stored.items():
         array = torch.empty_like(shard, dtype=block8.DTYPE, memory_format=torch.preserve_format)
         view = in_memory_order(array, shard)
@@ -91,21 +92,17 @@ def decode_state(optimizer: torch.optim.Optimizer, param: Tensor) -> dict[str, T
         param: One of its parameters.
 
     Returns:
-        By name ("exp_avg", "exp_avg_sq", ...) a copy of each array, of the parameter's shape; of those of 8
-        and 16 bits as float32, of others in their own dtype. Empty before the first step.
+        By name ("exp_avg", "exp_avg_sq", ...) a copy of each array, of the parameter's shape, a window with
+        one dimension before it; those of 8 and 16 bits as float32, others in their own dtype. Empty before
+        the first step.
 
     Raises:
         ValueError: It is not a parameter of this optimizer.
     """
     if not any(param is own for group in optimizer.param_groups for own in group["params"]):
         raise ValueError("the parameter is not one of this optimizer's: give one of its param_groups'")
-    arrays = {
-        name: value
-        for name, value in as_numbers(optimizer.state.get(param, {}), param).items()
-        if isinstance(value, Tensor)
-        and name != "step"
-        and value.shape[value.dim() - param.dim() :] == param.shape
-    }
+    numbers = as_numbers(optimizer.state.get(param, {}), param)
+    arrays = {array.name: numbers[array.name] for array in there(numbers)}
     narrow = (torch.bfloat16, torch.float16)
     return {
         name: value.detach().to(torch.float32 if value.dtype in narrow else value.dtype, copy=True)
