@@ -102,8 +102,9 @@ class GrokAdamW(FusedGrokAdamW):
             "gradient_clipping": gradient_clipping,
         }
         _check(self._theirs)
-        filtering = {"alpha": alpha_init, "lamb": lamb, "grad_ema_init": "zero"}
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad=False, **filtering)
+        super().__init__(
+            params, lr, betas, eps, weight_decay, alpha=alpha_init, lamb=lamb, grad_ema_init="zero"
+        )
         del self._theirs  # they are defaults by now
 
     def _own(self, params: Any, defaults: dict[str, Any]) -> None:
