@@ -36,7 +36,7 @@ RANGES = {
 class GrokAdamW(FusedGrokAdamW):
     """The optimizer of PyPI's grokadamw 0.1.2, by its arguments, their order and defaults, on the fused step.
 
-    For the layer l = 0, 1, ... of a group, of which each parameter is one:
+    For the layer l = 0, 1, ... of a group, of which each parameter is one::
 
         alpha = alpha_init * exp(-grokking_signal_decay_rate * signal)
         beta1 = betas[0] * (1 - gamma)^l
