@@ -32,7 +32,9 @@ napoleon_use_param = False
 napoleon_use_ivar = True
 
 # Of other projects, or private: no page here to link to.
-nitpick_ignore_regex = [("py:.*", r"(torch|collections|typing|os|grokfused\.(optim|state|step|backends))\b.*")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(torch|collections|typing|os|grokfused\.(optim|state|step|backends))\b.*")
+]
 
 
 def refuse_undocumented(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
