@@ -1,7 +1,7 @@
 """FSDP2: a Transformer sharded over processes, which saves, and resumes on any number of them.
 
-torchrun --nproc-per-node 2 examples/fsdp2.py --steps 100 --folder runs/fsdp2
-torchrun --nproc-per-node 3 examples/fsdp2.py --steps 100 --folder runs/fsdp2   # goes on
+torchrun --standalone --nproc-per-node 2 examples/fsdp2.py --steps 100 --folder runs/fsdp2
+torchrun --standalone --nproc-per-node 3 examples/fsdp2.py --steps 100 --folder runs/fsdp2   # goes on
 """
 
 import argparse

@@ -101,11 +101,16 @@ def test_step_in_backward_needs_less_memory(tmp_path) -> None:
 @pytest.mark.slow
 def test_fsdp2_resumes_on_another_number_of_processes(tmp_path) -> None:
     def torchrun(processes: int) -> str:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        torchrun = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(processes),
+        ]
         command = [
             *torchrun,
-            "--master-port",
-            "0",
             EXAMPLES / "fsdp2.py",
             "--steps",
             "20",
