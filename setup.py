@@ -74,11 +74,14 @@ def arguments():
     class BuildOrExplain(BuildExtension):
         """Builds the best `_C` that can be built, and records what is missing in it."""
 
+        def initialize_options(self):
+            super().initialize_options()
+            self.build_temp = "build/objects"  # one place: what `make` has compiled, `make wheel` need not
+
         def build_extensions(self):
             places = [ROOT, Path(self.build_lib)]  # of a wheel, the files were gathered before
             forget(places)
-            # Whether this machine has a GPU does not matter.
-            said, ways = "", [with_cuda, on_cpu] if torch.version.cuda else [on_cpu]
+            said, ways = "", [with_cuda, on_cpu] if torch.version.cuda else [on_cpu]  # a GPU need not be here
             for way in ways:
                 error, printed = attempt(self.build_as, way)
                 if error is None:
