@@ -46,7 +46,7 @@ def section(record: dict[str, Any], name: str) -> str:
     rows = [row for row in record["rows"] if row["set"] == name]
     if not rows:
         return "Not recorded yet.\n"
-    parts = [f"{show.where(record['machine'])} {show.LEGEND}\n", show.markdown(rows)]
+    parts = [f"{show.where(record['machine'])}\n", show.markdown(rows)]
     if found := aims.of_run(record["machine"], name, rows):
         parts.append(of_aims(found))
     return "\n".join(parts)
