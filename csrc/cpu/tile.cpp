@@ -12,7 +12,7 @@ struct NoRest {
 };
 alignas(kCacheLine) const NoRest kNoRest;
 
-// What leaves a sum that was taken without it.
+// What leaves a sum that was taken without it, and what a mask makes of elements that it leaves out.
 alignas(kCacheLine) const double kNothing[kTile] = {};
 
 // What a tile needs beside its arrays: the parameter before its rounding, and what has 16 bits as stored
@@ -79,12 +79,22 @@ void SliceStep::run_tile(int64_t begin, int size, const uint32_t* kept, int64_t 
   const Update selecting = kept ? parts_.selecting : nullptr;
   const bool choose = kept && (!selecting || parts_.narrow), choose_states = kept && !selecting;
   void *new_param = choose ? buffers.param : param, *new_rest = choose ? buffers.rest : rest;
-  Arrays arrays{grad().at(begin), param,  rest, {}, new_param, new_rest, {}, key_, first, kept,
-                slice_.mask_mode, to_come};
+  Arrays arrays;
+  arrays.grad = grad().at(begin);
+  arrays.param = param;
+  arrays.rest = rest;
+  arrays.new_param = new_param;
+  arrays.new_rest = new_rest;
+  arrays.random_key = key_;
+  arrays.first = first;
+  arrays.kept = kept;
+  arrays.zeros = slice_.mask_mode == MaskMode::kZero ? kNothing : nullptr;
+  arrays.to_come = to_come;
   for (size_t k = 0; k < parts_.updated.size(); ++k) {
     void* stored = state(parts_.updated[k]).at(begin);
     arrays.states[k] = stored;
     arrays.new_states[k] = choose_states ? buffers.states[k] : stored;
+    arrays.others_states[k] = arrays.instead_of(stored);
   }
   const bool has_window = parts_.window.amplify;
   if (has_window)
@@ -95,6 +105,7 @@ void SliceStep::run_tile(int64_t begin, int size, const uint32_t* kept, int64_t 
     parts_.widen(param, rest ? rest : kNoRest.values, buffers.values, size);
     arrays.param = arrays.new_param = buffers.values;
   }
+  arrays.others_param = arrays.instead_of(arrays.param);
   (selecting ? selecting : parts_.update)(arrays, size, has_window ? after_window_ : scalars_,
                                           parts_.choices);
   if (parts_.narrow) parts_.narrow(buffers.values, new_param, new_rest, size, key_, first);

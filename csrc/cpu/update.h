@@ -21,8 +21,11 @@ struct Arrays {
   void* new_states[kMaxStates];
   uint32_t random_key, first;  // what the random bits of the tile's first element are made of
   const uint32_t* kept;        // for each element all ones or 0; null where all are kept
-  MaskMode mask_mode;
+  const void* zeros;           // what the others become; null where they stay what they are
+  const void *others_param, *others_states[kMaxStates];  // either of it, so that one operation chooses
   int64_t to_come;  // elements, from the tile's first on, that are stepped one after the other
+
+  GROK_HD const void* instead_of(const void* before) const { return zeros ? zeros : before; }
 };
 
 // The filter of an update: none where the loops of a window have amplified the gradient (window.h).
@@ -56,13 +59,14 @@ GROK_HD auto read(const void* stored, int i) {
   return Format::widen(static_cast<const typename Format::Stored*>(stored)[i]);
 }
 
+GROK_HD Where where(uint32_t kept) { return {kept, MaskMode::kFreeze}; }
+
 // A function of its own: of a struct in the body of a simd loop g++ makes an array, which it does not
 // vectorise.
 template <bool kMasked, class Stored>
-GROK_HD void write(const Arrays& arrays, Stored* to, const void* before, Stored stepped, int i) {
+GROK_HD void write(const Arrays& arrays, Stored* to, const void* others, Stored stepped, int i) {
   if constexpr (kMasked)
-    stepped = masked_stored(Where(arrays.kept[i], arrays.mask_mode), stepped,
-                            static_cast<const Stored*>(before)[i]);
+    stepped = masked_stored(where(arrays.kept[i]), stepped, static_cast<const Stored*>(others)[i]);
   to[i] = stepped;
 }
 
@@ -94,14 +98,14 @@ GROK_HD void update_element(const Arrays& arrays, int i,
   });
   Step::run(element, scalars, choices);
   const Draws draws = draws_of<Stored>(arrays, i);
-  write<kMasked>(arrays, static_cast<typename Param::Stored*>(arrays.new_param), arrays.param,
+  write<kMasked>(arrays, static_cast<typename Param::Stored*>(arrays.new_param), arrays.others_param,
                  rounded<Param>(element.param, Stored::kOfParam, draws.param), i);
   if constexpr (Stored::kKeepsRest)
-    write<kMasked>(arrays, static_cast<typename Param::Stored*>(arrays.new_rest), arrays.rest,
-                   Param::round(cut_off<Param>(element.param)), i);
+    write<false>(arrays, static_cast<typename Param::Stored*>(arrays.new_rest), nullptr,
+                 Param::round(cut_off<Param>(element.param)), i);
   Rows::each([&](auto row, int place) {
     write<kMasked>(arrays, static_cast<typename State::Stored*>(arrays.new_states[place]),
-                   arrays.states[place],
+                   arrays.others_states[place],
                    rounded<State>(value_of<decltype(row)>(element), Stored::kOfStates, draws.state), i);
   });
 }
@@ -131,18 +135,18 @@ GROK_HD void read_two(const void* stored, int pair, typename Format::Real& first
 }
 
 template <bool kMasked, class Stored>
-GROK_HD void write_two(const Arrays& arrays, void* to, const void* before, Stored first, Stored second,
+GROK_HD void write_two(const Arrays& arrays, void* to, const void* others, Stored first, Stored second,
                        int pair) {
   if constexpr (sizeof(Stored) == 2) {
     uint32_t word = first | static_cast<uint32_t>(second) << 16;
     if constexpr (kMasked) {
       const uint32_t kept = (arrays.kept[2 * pair] & 0xffffu) | (arrays.kept[2 * pair + 1] & 0xffff0000u);
-      word = masked(Where(kept, arrays.mask_mode), word, word_at(before, pair));
+      word = masked(where(kept), word, word_at(others, pair));
     }
     std::memcpy(static_cast<char*>(to) + sizeof word * pair, &word, sizeof word);
   } else {
-    write<kMasked>(arrays, static_cast<Stored*>(to), before, first, 2 * pair);
-    write<kMasked>(arrays, static_cast<Stored*>(to), before, second, 2 * pair + 1);
+    write<kMasked>(arrays, static_cast<Stored*>(to), others, first, 2 * pair);
+    write<kMasked>(arrays, static_cast<Stored*>(to), others, second, 2 * pair + 1);
   }
 }
 
@@ -168,15 +172,15 @@ GROK_HD void update_pair(const Arrays& arrays, int pair,
   Step::run(first, scalars, choices);
   Step::run(second, scalars, choices);
   const Draws draws = draws_of<Stored>(arrays, 2 * pair), others = draws_of<Stored>(arrays, 2 * pair + 1);
-  write_two<kMasked>(arrays, arrays.new_param, arrays.param,
+  write_two<kMasked>(arrays, arrays.new_param, arrays.others_param,
                      rounded<Param>(first.param, Stored::kOfParam, draws.param),
                      rounded<Param>(second.param, Stored::kOfParam, others.param), pair);
   if constexpr (Stored::kKeepsRest)
-    write_two<kMasked>(arrays, arrays.new_rest, arrays.rest, Param::round(cut_off<Param>(first.param)),
-                       Param::round(cut_off<Param>(second.param)), pair);
+    write_two<false>(arrays, arrays.new_rest, nullptr, Param::round(cut_off<Param>(first.param)),
+                     Param::round(cut_off<Param>(second.param)), pair);
   Rows::each([&](auto row, int place) {
     using Row = decltype(row);
-    write_two<kMasked>(arrays, arrays.new_states[place], arrays.states[place],
+    write_two<kMasked>(arrays, arrays.new_states[place], arrays.others_states[place],
                        rounded<State>(value_of<Row>(first), Stored::kOfStates, draws.state),
                        rounded<State>(value_of<Row>(second), Stored::kOfStates, others.state), pair);
   });
