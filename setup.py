@@ -2,7 +2,8 @@
 
 A machine without a working C++ compiler still gets a working package, and one where CUDA's fails gets the
 kernels of the CPU: the compiler's own words are kept in `grokfused/_build_error.txt`, and shown by `info()`
-and when another backend has to step in. GROKFUSED_REQUIRE_NATIVE=1 makes both errors.
+and when another backend has to step in. GROKFUSED_REQUIRE_NATIVE=1 makes both errors, GROKFUSED_NATIVE=0 asks
+for a package without native code. Where there is no torch to compile for, it stops (setup_torch.py).
 """
 
 import sys
@@ -14,6 +15,7 @@ ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT))
 import setup_cuda  # noqa: E402
 from setup_errors import attempt, explain, forget  # noqa: E402
+from setup_torch import chosen  # noqa: E402
 
 VERSION = {}
 exec((ROOT / "grokfused" / "_version.py").read_text(), VERSION)
@@ -72,11 +74,14 @@ def arguments():
     class BuildOrExplain(BuildExtension):
         """Builds the best `_C` that can be built, and records what is missing in it."""
 
+        def initialize_options(self):
+            super().initialize_options()
+            self.build_temp = "build/objects"  # one place: what `make` has compiled, `make wheel` need not
+
         def build_extensions(self):
             places = [ROOT, Path(self.build_lib)]  # of a wheel, the files were gathered before
             forget(places)
-            # Whether this machine has a GPU does not matter.
-            said, ways = "", [with_cuda, on_cpu] if torch.version.cuda else [on_cpu]
+            said, ways = "", [with_cuda, on_cpu] if torch.version.cuda else [on_cpu]  # a GPU need not be here
             for way in ways:
                 error, printed = attempt(self.build_as, way)
                 if error is None:
@@ -92,9 +97,4 @@ def arguments():
     return {"ext_modules": [on_cpu()], "cmdclass": {"build_ext": BuildOrExplain}}
 
 
-try:
-    found = arguments()
-except ModuleNotFoundError as missing:
-    found = {}
-    explain(f"{missing}; build with 'pip install --no-build-isolation' where torch is", missing, [ROOT])
-setup(**found)
+setup(**chosen(arguments))

@@ -2,7 +2,8 @@
 
 A document says which by a pair of comments, ``<!-- KIND: WHICH -->`` and ``<!-- /KIND -->``. Between them
 stand, for ``measured: RUN SET``, the set ``SET`` of ``bench/results/RUN.json``; for ``checked: RUN SET CASE``
-the model beside a case of it; for ``computed: NAME`` a table of ``bench.model``.
+the model beside a case of it; for ``computed: NAME`` a table of ``bench.model``; for ``summary: RUN SET`` and
+``summary: grokking`` sentences. The pictures of the README are drawn too.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import aims, model
-from grokfused.lab.bench import plots, show
+from bench import aims, model, pictures
+from grokfused.lab.bench import plots, show, summary
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "bench" / "RESULTS.md", ROOT / "docs" / "performance.md")
-SECTION = re.compile(r"(<!-- (measured|checked|computed): (.*?) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+SECTION = re.compile(r"(<!-- (measured|checked|computed|summary): (.*?) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
 
 def recorded(run: str) -> dict[str, Any]:
@@ -57,10 +58,30 @@ def check(record: dict[str, Any], name: str, case: str) -> str:
     return f"{show.where(record['machine'])}\n\n{model.check_table(rows)}"
 
 
+def sentences(record: dict[str, Any], name: str) -> str:
+    """Returns a set of a recorded run in sentences, one for each case."""
+    rows = [row for row in record["rows"] if row["set"] == name]
+    said = [found for _, own in show.groups(rows) if (found := summary.sentence(own))]
+    return "".join(f"- {one}\n" for one in said)
+
+
+def grokking() -> str:
+    """Returns what the first picture shows, in words."""
+    record = json.loads(pictures.GROKKING.read_text())
+    about = record["recorded"]
+    lines = [f"- {run['what']}: {pictures.arrived(run)}.\n" for run in record["runs"]]
+    where = f"torch {about['torch']}, {about['threads']} thread(s), commit {about['commit']}"
+    lines += [
+        f"\nAccuracy on equations never seen, one seed, the authors' batches; {where}, {about['date'][:10]}. "
+    ]
+    return "".join([*lines, "[Every figure](docs/grokking.json).\n"])
+
+
 KINDS: dict[str, Callable[..., str]] = {
     "measured": lambda run, name: section(recorded(run), name),
     "checked": lambda run, name, case: check(recorded(run), name, case),
     "computed": lambda name: model.TABLES[name](),
+    "summary": lambda run, *name: sentences(recorded(run), *name) if name else grokking(),
 }
 
 
@@ -73,6 +94,7 @@ def main() -> None:
     """Writes the documents and the figures of all recorded runs, and prints the aims."""
     for path in DOCUMENTS:
         path.write_text(written_into(path.read_text()))
+    pictures.draw_all()
     console = Console()
     for path in sorted(RESULTS.glob("cpu*.json")):
         record = json.loads(path.read_text())

@@ -36,8 +36,11 @@ def test_setup_is_short() -> None:
 def copied(folder: Path) -> Path:
     """Copies what a build needs into a new folder, and returns it."""
     folder.mkdir()
-    for name in ("setup.py", "setup_cuda.py", "setup_errors.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder)
+    for path in (
+        *ROOT.glob("setup*.py"),
+        *(ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE")),
+    ):
+        shutil.copy(path, folder)
     for name in ("csrc", "grokfused"):
         unbuilt = shutil.ignore_patterns("*.so", "__pycache__", "_build_error.txt")
         shutil.copytree(ROOT / name, folder / name, ignore=unbuilt)

@@ -26,6 +26,8 @@ def gradfilter_ema(
 ) -> dict[str, Tensor]:
     """Amplifies the slow part of each gradient in place (Grokfast-EMA; Lee et al. 2024, arXiv:2405.20233).
 
+    ::
+
         h = alpha * h + (1 - alpha) * g            starts as the first g
         g = g + lamb * h
 
@@ -87,6 +89,8 @@ def gradfilter_ma(
 ) -> dict[str, dict[str, Any]]:
     """Amplifies the mean of the last gradients in place (Grokfast-MA; Lee et al. 2024, arXiv:2405.20233).
 
+    ::
+
         h = mean of the last window_size g         with filter_type="sum" their sum
         g = g + lamb * h
 
@@ -108,9 +112,9 @@ def gradfilter_ma(
 
     Returns:
         The memory of each parameter, by its name, on the device of its gradient: ``grad_window``
-        [window_size, *shape] and ``grad_sum`` [shape], in float32 (float64 for such), and ``seen``, the
-        number of its gradients so far. A complex one counts as pairs of real numbers. It is ``grads`` itself,
-        where that was given, written in place.
+        ``[window_size, *shape]`` and ``grad_sum`` ``[shape]``, in float32 (float64 for such), and ``seen``,
+        the number of its gradients so far. A complex one counts as pairs of real numbers. It is ``grads``
+        itself, where that was given, written in place.
 
     Raises:
         TypeError, ValueError: An argument is out of range or does not fit; the message names it. Nothing was

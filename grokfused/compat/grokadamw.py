@@ -36,7 +36,7 @@ RANGES = {
 class GrokAdamW(FusedGrokAdamW):
     """The optimizer of PyPI's grokadamw 0.1.2, by its arguments, their order and defaults, on the fused step.
 
-    For the layer l = 0, 1, ... of a group, of which each parameter is one:
+    For the layer l = 0, 1, ... of a group, of which each parameter is one::
 
         alpha = alpha_init * exp(-grokking_signal_decay_rate * signal)
         beta1 = betas[0] * (1 - gamma)^l
@@ -102,8 +102,9 @@ class GrokAdamW(FusedGrokAdamW):
             "gradient_clipping": gradient_clipping,
         }
         _check(self._theirs)
-        filtering = {"alpha": alpha_init, "lamb": lamb, "grad_ema_init": "zero"}
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad=False, **filtering)
+        super().__init__(
+            params, lr, betas, eps, weight_decay, alpha=alpha_init, lamb=lamb, grad_ema_init="zero"
+        )
         del self._theirs  # they are defaults by now
 
     def _own(self, params: Any, defaults: dict[str, Any]) -> None:

@@ -17,22 +17,44 @@ import grokfused
 from grokfused import backends
 from grokfused.lab import agreement, report, reproduce
 from grokfused.lab.bench.command import bench
+from grokfused.lab.doctor import doctor
 from grokfused.lab.run_folder import RunFolder, RunFolderError
 from grokfused.lab.terminal import console, interruptible, refuse, say
 from grokfused.lab.training import FILTERS, WEIGHT_DECAY, Config, Experiment, OptionChanged
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Grokfast's slow-gradient amplification and AdamW in one pass: demonstration and checks.",
-)
+app = typer.Typer(pretty_exceptions_enable=False)
 app.add_typer(reproduce.app, name="reproduce")
 app.command()(bench)
+app.command()(doctor)
 OptimizerName = Literal["grokadam", "grokadamw", "adam", "adamw"]
 FilterName = Literal["ema", "mean", "none"]
 BackendName = Literal["auto", "native", "triton", "reference"]
 CHECKPOINT_EVERY = 5  # evaluations
+NEXT = """grokfused {version}: AdamW that can amplify slow gradients, in one pass over memory. What next?
+
+  grokfused doctor       is it fast on this machine?       seconds
+  grokfused grok         watch a small network grok        two minutes
+  grokfused bench        measure it beside other optimizers
+  grokfused verify       compare all backends, bit for bit
+
+In Python:       from grokfused import GrokAdamW; help(GrokAdamW)
+In your training: replace AdamW by GrokAdamW(..., grad_filter="none"), then try alpha=0.9, lamb=0.5
+Every command:   grokfused --help"""
+# What each command's --help shows; experiments have one in common.
+EXAMPLES = {
+    "grok": "grokfused grok --filter mean --compare adamw --seed 1",
+    "info": "grokfused info",
+    "verify": "grokfused verify",
+    "bench": "grokfused bench steps --case demo --seconds 5",
+    "doctor": "grokfused doctor --seconds 5",
+}
+
+
+@app.callback(invoke_without_command=True)
+def start(context: typer.Context) -> None:
+    """Grokfast's slow-gradient amplification and AdamW in one pass: demonstration, checks, measurements."""
+    if context.invoked_subcommand is None:
+        say(NEXT.format(version=grokfused.__version__))
 
 
 @dataclass(frozen=True)
@@ -247,3 +269,17 @@ def verify() -> None:
             shown.add_row(name, device, str(len(grid)), verdict)
     console.print(shown)
     raise typer.Exit(int(failed))
+
+
+def _show_examples() -> None:
+    """Gives each command's --help an example."""
+    for commands, before in (
+        (app.registered_commands, ""),
+        (reproduce.app.registered_commands, "reproduce "),
+    ):
+        for command in commands:
+            name = str(command.name or getattr(command.callback, "__name__", "")).replace("_", "-")
+            command.epilog = f"Example: {EXAMPLES.get(name, f'grokfused {before}{name} --seeds 0')}"
+
+
+_show_examples()

@@ -17,6 +17,8 @@ def layerwise_beta1(
 ) -> list[dict[str, Any]]:
     """Returns parameter groups whose first beta falls from layer to layer.
 
+    ::
+
         beta1 of layer l = 0, 1, 2, ... is beta1 * (1 - gamma)^l        (as PyPI's grokadamw has it)
 
     ::

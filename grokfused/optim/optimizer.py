@@ -1,4 +1,4 @@
-"""The optimizers: GrokAdam and GrokAdamW, drop-in replacements of torch.optim.Adam and AdamW."""
+"""GrokAdam, a drop-in replacement of torch.optim.Adam: what it and GrokAdamW (adamw.py) do between steps."""
 
 from __future__ import annotations
 
@@ -30,121 +30,62 @@ from grokfused.step.wrappers import collision
 class GrokAdam(Masking, Saving, Optimizer):
     """Adam on gradients whose slow part is amplified (Grokfast), in one pass over memory.
 
-    For each element at step t = 1, 2, ...:
+    Use it where you used ``torch.optim.Adam``. It is :class:`GrokAdamW`, which describes every option, but
+    for the weight decay: that is added to the gradient, after the filter, as torch.optim.Adam does it, and is
+    0 unless given. The paper's experiments have this optimizer.
 
-        g = g / grad_scale                         under a loss scale; negated if maximize
-        g = g * min(1, max_grad_norm / (|g| + 1e-6))   if max_grad_norm; |g|: the norm of all gradients
-        h = alpha * h + (1 - alpha) * g            slow gradient   (Lee et al. 2024, arXiv:2405.20233)
-        h = mean of the last window_size g         instead, with grad_filter="mean"
-        g = g + lamb * h
-        g = g + weight_decay * p                   GrokAdam   (as torch.optim.Adam)
-        p = p * (1 - lr * weight_decay)            GrokAdamW  (as torch.optim.AdamW, arXiv:1711.05101)
-        m = m + (1 - beta1) * (g - m)              (Kingma & Ba 2015, arXiv:1412.6980)
+    Equivalent to these five lines, to float32 rounding::
+
+        optimizer = torch.optim.Adam(model.parameters(), lr, betas, eps, weight_decay)
+        grads = None                                       # once; then, in every step:
+        loss(model).backward()
+        grads = gradfilter_ema(model, grads, alpha, lamb)  # the authors' function
+        optimizer.step()
+
+    For each element at step t = 1, 2, ..., with gradient g and parameter p::
+
+        h = alpha * h + (1 - alpha) * g            slow gradient       (arXiv:2405.20233)
+        g = g + lamb * h + weight_decay * p
+        m = m + (1 - beta1) * (g - m)                                  (arXiv:1412.6980)
         v = beta2 * v + (1 - beta2) * g * g
         p = p - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
 
-    ``p.grad`` is never modified. With ``grad_filter="none"``, or with ``lamb=0``, which keeps the filter's
-    memory for nothing, this is torch.optim's optimizer to rounding. Every option is an entry of the parameter
-    group, may differ between groups and may be changed between steps. The ranges below are those of what is
-    given; of what schedulers write later torch.optim asks nothing, and here a step refuses only what would
-    make every parameter infinite or NaN: a number that is not finite, a beta1 of 1 or -1, and a beta2 or an
-    alpha beyond [-1, 1]. (It cannot see a tensor of the device with ``capturable``.)
+    Ranges hold for what is given here and to ``add_param_group``. Of what schedulers write later a step
+    refuses only what would make every parameter infinite or NaN: a number that is not finite, a beta1 of 1 or
+    -1, and a beta2 or an alpha beyond [-1, 1].
 
     Args:
-        params: Parameters (float32, bfloat16, float16, float64 or complex), named parameters, or groups of
-            them. float64 steps in float64, complex as pairs of real numbers, as in torch. Frozen ones
-            (``requires_grad=False``) may be of any dtype and layout, and lazy ones not initialized yet: what
-            has a gradient in a step is checked then.
-        lr: Step length, parameter units per step. >= 0; a float or a one-element tensor.
-            (default: 1e-3)
-        betas: Memories of the two moments, both in [0, 1): a sequence of floats or one-element tensors.
-            (default: (0.9, 0.999))
-        eps: Added to the root of the second moment, gradient units. >= 0. (default: 1e-8)
-        weight_decay: >= 0. (default: 0 for GrokAdam, 1e-2 for GrokAdamW)
-        amsgrad: Divide by the largest second moment so far (arXiv:1904.09237). (default: False)
-        grad_filter: "ema"; "mean", the paper's Grokfast-MA; or "none" for plain Adam without the filter's
-            memory. Changed between two steps, "ema" goes on from the slow gradient it had; a window is of
-            the last steps, so "mean" begins another one. (default: "ema")
-        alpha: Memory of the slow gradient; 1 / (1 - alpha) is its time constant in steps. In [0, 1).
-            (default: 0.98)
-        lamb: How much of the slow gradient, or of the mean, is added. Any finite number. The defaults of
-            alpha and lamb are the paper's for "ema" (for "mean" it has 5); short runs without grokking end
-            worse with them: docs/which-settings.md. (default: 2.0)
-        grad_ema_init: "first": the slow gradient starts as the first gradient, as in the authors'
-            code; "zero": it starts as 0. (default: "first")
-        window_size: For "mean": how many gradients the window holds, the present one included; in
-            [2, 2^24]. On average a step takes the same time whatever it is: it keeps their running sum, and
-            every element's sum is taken afresh from the window once in window_size steps (1,024 neighbours
-            of a tensor in the same one, so that many small tensors have theirs together). With A, the
-            largest sum of an element's magnitudes in a window of the last 2 * window_size steps, its mean is
-            then wrong by at most 3 * 2^-24 * A. A gradient that is infinite or NaN makes the sum so while it
-            is in the window, and up to window_size - 1 steps longer. Gradients are counted by the
-            parameter's ``step``: who sets that back deletes ``grad_window`` too. What a mask leaves out
-            enters no window: after "freeze" the gradients from before it stand there, after "zero" zeros.
-            (default: 100)
-        filter_type: For "mean": "mean", or "sum" to have lamb multiply the sum. (default: "mean")
-        filter_warmup: For "mean": True amplifies nothing until the window is full; False takes the mean
-            of the gradients there are, from the first one on. (default: True)
-        window_dtype: torch.float32 or torch.bfloat16 (rounded to nearest), in which windows are made, but
-            those of float64 and complex parameters; the sum is float32 whatever it is.
-            (default: torch.float32)
-        filter_start_step: The filter amplifies in steps t > filter_start_step (the paper's two stages);
-            before that it only remembers. (default: 0)
-        filter_stop_step: And in steps t <= filter_stop_step; None: for ever. (default: None)
-        max_grad_norm: Limits the Euclidean norm of all gradients of the optimizer together, in true units,
-            before the filter sees them: ``torch.nn.utils.clip_grad_norm_`` without its pass over the
-            gradients, and equal to it to rounding (the norm is torch's: its last bit may depend on the number
-            of threads). > 0, and equal in all groups. DTensors count whole, other gradients as this process
-            has them, with a warning where that is a part (FSDP1, ZeroRedundancyOptimizer). As there, masked
-            elements count, and a norm that is not finite is not caught: NaN makes all parameters NaN,
-            infinity those elements whose gradient is infinite or NaN, while the others step on 0.
-            None: no limit. (default: None)
+        params: Parameters, named parameters, or groups of them.
+        lr: Step length, >= 0. (default: 1e-3)
+        betas: Memories of the two moments, in [0, 1). (default: (0.9, 0.999))
+        eps: Added to the root of the second moment, >= 0. (default: 1e-8)
+        weight_decay: Added to the gradient, times the parameter. >= 0. (default: 0.0)
+        amsgrad: Divide by the largest second moment so far. (default: False)
+        grad_filter: "ema", "mean" or "none". (default: "ema")
+        alpha: How long "ema" remembers: 1 / (1 - alpha) steps. In [0, 1). (default: 0.98)
+        lamb: How much of the remembered gradient is added. (default: 2.0)
+        grad_ema_init: What "ema" starts as: the "first" gradient or "zero". (default: "first")
+        window_size: Gradients in the window of "mean", in [2, 2^24]. (default: 100)
+        filter_type: "mean" or "sum" of that window. (default: "mean")
+        filter_warmup: Amplify nothing until the window is full. (default: True)
+        window_dtype: torch.float32 or torch.bfloat16. (default: torch.float32)
+        filter_start_step: Amplify only in steps t > this. (default: 0)
+        filter_stop_step: And only in steps t <= this; None: no end. (default: None)
+        max_grad_norm: Limit of the norm of all gradients, > 0; None: no limit. (default: None)
         maximize: Ascend instead of descend. (default: False)
-        capturable: The device numbers the steps of CUDA parameters, and reads a learning rate and betas that
-            are tensors there, so that a CUDA graph may hold the step; hyperparameters that are numbers are
-            replayed as they were captured. No effect on CPU parameters. (default: False)
-        foreach, fused: Accepted, so that an AdamW call site needs no edit; no effect.
-        differentiable: Must be False.
-        state_dtype: torch.float32, torch.bfloat16 or "block8", in which states are made, but those of float64
-            and complex parameters, which have their parameter's dtype. "block8" keeps uint8 codes, floats of
-            8 bits of which 64 neighbours share their octaves (``backends.block8``): a byte each, and 1/16 for
-            all. ``grokfused.decode_state`` shows their numbers, ``state_dict()`` has them as bfloat16.
-            (default: torch.float32)
-        state_rounding: How bfloat16 states are rounded: "stochastic" (unbiased) or "nearest" (a second
-            moment with beta2 = 0.999 then stops moving; refused with "block8"). (default: "stochastic")
-        param_rounding: How bfloat16 and float16 parameters are rounded; no effect on float32. "nearest" loses
-            every update below r / 2, r being the distance between neighbouring numbers (in bfloat16 |p| / 256
-            to |p| / 128). These do not (arXiv:2010.06192):
-
-                "stochastic":  p = r * floor(p / r + u),    u uniform in [0, 1): no bias, but noise
-                "kahan":       p = p + c before the step;   c = p - round(p) after it, a further state
-
-            c is 0 where the rounded p is not finite, and in float16 it holds nothing below 2^-24. Code that
-            writes a parameter between steps leaves the c of its old value. (default: "nearest")
-        seed: Picks the random bits of stochastic rounding, with step and element index (of a DTensor, the
-            index in this process's shard). (default: 0)
-        backend: "auto", "native", "triton" or "reference"; see ``grokfused.info()``. (default: "auto")
-        unscales_grads: Whether torch.amp.GradScaler leaves the unscaling to the step. With False it unscales
-            the gradients itself before the step, and leaves the step out after an overflow, as for an
-            optimizer that knows nothing of it: for code that looks at unscaled gradients in between
-            (Lightning and Fabric refuse to clip otherwise). Of the optimizer, not of a group.
-            (default: True)
-
-    Under ``torch.amp.GradScaler`` the gradients are unscaled in the same pass, and an overflow changes
-    nothing, the step count included; the host does not wait to learn of it.
-
-    State per parameter: ``step`` [] float32; ``exp_avg``, ``exp_avg_sq``, ``grad_ema`` (with "ema") and
-    ``max_exp_avg_sq`` (with amsgrad), each of the parameter's shape and in its memory order, and so
-    ``kahan_comp`` (with param_rounding="kahan"), of its dtype, and ``grad_sum`` (with "mean"), float32;
-    ``grad_window`` (with "mean"), window_size times that shape; ``mask`` (where one is set, ``set_masks``), a
-    bit per element.
+        capturable: For CUDA graphs: the device counts the steps. (default: False)
+        foreach: Accepted; no effect. (default: None)
+        fused: Accepted; no effect. (default: None)
+        differentiable: Must be False. (default: False)
+        state_dtype: torch.float32, torch.bfloat16 or "block8". (default: torch.float32)
+        state_rounding: Of bfloat16 states: "stochastic" or "nearest". (default: "stochastic")
+        param_rounding: Of 16-bit parameters: "nearest", "stochastic" or "kahan". (default: "nearest")
+        seed: Of stochastic rounding. (default: 0)
+        backend: "auto", "native", "triton" or "reference". (default: "auto")
+        unscales_grads: Whether GradScaler leaves the unscaling to the step. (default: True)
 
     Raises:
-        ValueError, TypeError: An option is out of its range or of the wrong type, or a parameter cannot
-            be stepped; the message names it, its value and the range. Nothing was changed.
-        BackendUnavailable: ``backend`` was asked for by name and cannot run here (at the first step).
-        RuntimeError: At a step: a gradient is sparse or does not fit its parameter. Nothing was changed.
-        MemoryError: At a step: windows would not fit into the memory that is free. Nothing was allocated.
+        ValueError: As for :class:`GrokAdamW`, and so the other errors. Nothing was changed.
     """
 
     decay = "coupled"
@@ -189,7 +130,7 @@ class GrokAdam(Masking, Saving, Optimizer):
         seed: int = 0,
         backend: str = "auto",
         unscales_grads: bool = True,
-        **unknown: Any,
+        **unknown: Any,  # refused, with the name of the option that may be meant
     ) -> None:
         defaults = dict(locals())
         for not_an_option in ("self", "params", "unknown", "__class__"):
@@ -320,26 +261,3 @@ def _observed(optimizer: Optimizer) -> bool:
         or torch_optimizer._global_optimizer_post_hooks
         or torch.autograd.profiler._is_profiler_enabled
     )
-
-
-class GrokAdamW(GrokAdam):
-    """AdamW on gradients whose slow part is amplified (Grokfast), in one pass over memory.
-
-    ``GrokAdam`` with decoupled weight decay, ``p = p * (1 - lr * weight_decay)``, and 1e-2 as its default;
-    equations, arguments, state and errors are described there. Which alpha and lamb to try in place of an
-    AdamW: docs/which-settings.md.
-    """
-
-    decay = "decoupled"
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-        amsgrad: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)

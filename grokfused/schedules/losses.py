@@ -15,6 +15,8 @@ from grokfused.schedules.group_option import GroupOption
 def grokking_signal(train_loss: float | Tensor, val_loss: float | Tensor) -> float:
     """Returns how much worse validation is than training, in [0, 1]: 0 while it is not.
 
+    ::
+
         signal = max(0, val_loss - train_loss) / max(val_loss, train_loss)        0 where both are 0
 
     Args:
@@ -46,6 +48,8 @@ def _loss(name: str, value: object) -> float:
 
 class GrokkingSignal(GroupOption):
     """Lowers alpha while validation is worse than training, as PyPI's grokadamw does.
+
+    ::
 
         alpha = initial * exp(-rate * signal)        signal: ``grokking_signal(train_loss, val_loss)``
 

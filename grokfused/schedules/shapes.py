@@ -34,6 +34,8 @@ class Constant:
 class Linear:
     """From one value to another in equal parts, then at rest there.
 
+    ::
+
         value = start + (end - start) * share        share = step / steps, at most 1
 
     Args:

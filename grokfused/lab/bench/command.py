@@ -22,6 +22,7 @@ from grokfused.lab.bench.peers import ALL
 from grokfused.lab.bench.probes import machine
 from grokfused.lab.bench.rows import Row, measure
 from grokfused.lab.bench.sets import SETS, BenchSet
+from grokfused.lab.bench.summary import sentence
 from grokfused.lab.bench.timing import CLOCKS, Turns
 from grokfused.lab.terminal import console, refuse, say
 
@@ -92,6 +93,8 @@ def run(sets: dict[str, BenchSet], places: list[Place], turns: Turns) -> Iterato
 
             found = measure(case, shapes, who, place, turns, note)
             for title, own in show.groups(found):
+                if summary := sentence(own):
+                    say(summary)
                 show.print_table(console, title, own)
             yield [{"set": name, **row} for row in found]
 
