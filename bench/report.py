@@ -24,7 +24,9 @@ from grokfused.lab.bench import plots, show, summary
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "bench" / "RESULTS.md", ROOT / "docs" / "performance.md")
-SECTION = re.compile(r"(<!-- (measured|checked|computed|repeated|summary): (.*?) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+SECTION = re.compile(
+    r"(<!-- (measured|checked|computed|repeated|summary): (.*?) -->\n).*?(<!-- /\2 -->)", re.DOTALL
+)
 
 
 def recorded(run: str) -> dict[str, Any]:
