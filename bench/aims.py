@@ -123,7 +123,7 @@ def of_clipping(found: Found) -> list[Aim]:
 
 def of_eight_bits(found: Found) -> list[Aim]:
     """Returns what is promised of states of 8 bits on the CPU."""
-    return [Aim(f"gpt-30m: of {FUSED}", found.longer("gpt-30m", EIGHT_BITS, FUSED), "<=", 1.0)]
+    return [Aim(f"gpt-30m: 8-bit states, of {FUSED}", found.longer("gpt-30m", EIGHT_BITS, FUSED), "<=", 1.0)]
 
 
 def on_a_gpu(found: Found) -> list[Aim]:

@@ -2,7 +2,8 @@
 
 A document says which by a pair of comments, ``<!-- KIND: WHICH -->`` and ``<!-- /KIND -->``. Between them
 stand, for ``measured: RUN SET``, the set ``SET`` of ``bench/results/RUN.json``; for ``checked: RUN SET CASE``
-the model beside a case of it; for ``computed: NAME`` a table of ``bench.model``; for ``summary: RUN SET`` and
+the model beside a case of it; for ``computed: NAME`` a table of ``bench.model``; for ``repeated: RUN RUN ...``
+the aims of runs of one kind side by side; for ``summary: RUN SET`` and
 ``summary: grokking`` sentences. The pictures of the README are drawn too.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,9 @@ from grokfused.lab.bench import plots, show, summary
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "bench" / "RESULTS.md", ROOT / "docs" / "performance.md")
-SECTION = re.compile(r"(<!-- (measured|checked|computed|summary): (.*?) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+SECTION = re.compile(
+    r"(<!-- (measured|checked|computed|repeated|summary): (.*?) -->\n).*?(<!-- /\2 -->)", re.DOTALL
+)
 
 
 def recorded(run: str) -> dict[str, Any]:
@@ -58,6 +62,29 @@ def check(record: dict[str, Any], name: str, case: str) -> str:
     return f"{show.where(record['machine'])}\n\n{model.check_table(rows)}"
 
 
+def repeated(records: Sequence[dict[str, Any]]) -> str:
+    """Returns what was aimed at, beside what each of some runs measured."""
+    found = [
+        [
+            aim
+            for name in dict.fromkeys(row["set"] for row in record["rows"])
+            for aim in aims.of_run(
+                record["machine"], name, [row for row in record["rows"] if row["set"] == name]
+            )
+        ]
+        for record in records
+    ]
+    dates = " | ".join(f"{r['machine']['commit']}, {r['machine']['date'][:10]}" for r in records)
+    lines = [f"| what | aim | {dates} | median |", "| --- | --- |" + " ---: |" * len(records) + " --- |"]
+    for several in zip(*found, strict=True):
+        aim = several[0]
+        median = aim._replace(measured=statistics.median(each.measured for each in several))
+        figures = " | ".join(f"{each.measured:.2f}" for each in several)
+        verdict = "kept" if median.kept else "**missed**"
+        lines.append(f"| {aim.what} | {aim.sign} {aim.bound} | {figures} | {verdict} |")
+    return "\n".join(lines) + "\n"
+
+
 def sentences(record: dict[str, Any], name: str) -> str:
     """Returns a set of a recorded run in sentences, one for each case."""
     rows = [row for row in record["rows"] if row["set"] == name]
@@ -81,6 +108,7 @@ KINDS: dict[str, Callable[..., str]] = {
     "measured": lambda run, name: section(recorded(run), name),
     "checked": lambda run, name, case: check(recorded(run), name, case),
     "computed": lambda name: model.TABLES[name](),
+    "repeated": lambda *runs: repeated([recorded(run) for run in runs]),
     "summary": lambda run, *name: sentences(recorded(run), *name) if name else grokking(),
 }
 

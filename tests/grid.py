@@ -30,6 +30,7 @@ QUICK = list(covering(GRID, together=2))
 FEWEST = list(covering(GRID, together=1))
 # Of states of 8 bits few: a case takes Triton's interpreter 18 seconds.
 FEW_OF_8_BITS = list(covering([case for case in GRID if case.state_dtype == "block8"], together=1))
+FEWEST_THERE = [case for case in FEWEST if case.state_dtype != "block8"]
 IN_THE_INTERPRETER = [case for case in GRID if case.state_dtype != "block8" or case in FEW_OF_8_BITS]
 
 

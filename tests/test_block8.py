@@ -60,9 +60,10 @@ def test_a_number_goes_to_a_neighbour_and_then_stays_there_whatever_is_drawn(kin
     assert ((once == low) | (once == high)).all()
     size = values.abs()
     largest = block8.spread(block8.largest(size.view(torch.int32).long()), len(values))
-    largest = largest.to(torch.int32).view(torch.float32).clamp(min=2.0**-120)
-    # A sixteenth of the number, or what the window tells apart at its lower end.
-    quantum = torch.maximum(size / 16, largest * 2.0 ** (-10 if kind.signed else -14.85))
+    largest = largest.to(torch.int32).view(torch.float32)
+    # A sixteenth of the number, or what the window tells apart at its lower end: 2^-130 in the lowest one.
+    lower_end = (largest * 2.0 ** (-10 if kind.signed else -14.85)).clamp(min=2.0**-130)
+    quantum = torch.maximum(size / 16, lower_end)
     finite = size <= 1.875 * 2.0**126
     assert ((once - values).abs() <= quantum)[finite].all()
     if not kind.signed:

@@ -206,10 +206,10 @@ KERNELS = 2 * len(FORMATS) * len(FILTERS)
 SOURCES = ("adamw_cuda", "block8", *map(str.lower, PARAM_FORMATS))
 
 
-OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("sm_80", "sm_100")]
+ARCHITECTURES = [pytest.param(name, marks=pytest.mark.slow) for name in ("sm_80", "sm_90", "sm_100")]
 
 
-@pytest.fixture(scope="module", params=["sm_90", *OTHERS])
+@pytest.fixture(scope="module", params=ARCHITECTURES)
 def compiled(request, tmp_path_factory) -> Compiled:
     """The launcher with all its kernels, compiled against a torch that need not know CUDA."""
     folder = tmp_path_factory.mktemp(request.param)

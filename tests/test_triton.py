@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from grid import FEWEST, IN_THE_INTERPRETER
+from grid import FEWEST_THERE, IN_THE_INTERPRETER
 from test_cuda_kernel import tool
 
 from grokfused import BackendUnavailable, GrokAdamW, backends
@@ -34,7 +34,9 @@ def test_the_interpreted_kernel_equals_the_reference_bit_for_bit(part) -> None:
     assert shown.returncode == 0, shown.stderr
     wide = (torch.float64, torch.complex128)  # refused by name
     grid = [
-        case for case in {"fewest": FEWEST, "whole": IN_THE_INTERPRETER}[part] if case.param_dtype not in wide
+        case
+        for case in {"fewest": FEWEST_THERE, "whole": IN_THE_INTERPRETER}[part]
+        if case.param_dtype not in wide
     ]
     assert json.loads(shown.stdout.splitlines()[-1]) == {"cases": len(grid), "wrong": {}}
 

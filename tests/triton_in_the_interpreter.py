@@ -11,7 +11,7 @@ import warnings
 from itertools import product
 
 import torch
-from grid import FEWEST, IN_THE_INTERPRETER
+from grid import FEWEST_THERE, IN_THE_INTERPRETER
 from stepping import OPTIONS, values
 
 from grokfused import GrokAdamW
@@ -43,7 +43,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", "overflow encountered")  # numpy's, for unsigned scalars that wrap
     whole = sys.argv[1:] == ["whole"]
     takes = set(cases_of("triton", "cpu"))
-    grid = [case for case in (IN_THE_INTERPRETER if whole else FEWEST) if case in takes]
+    grid = [case for case in (IN_THE_INTERPRETER if whole else FEWEST_THERE) if case in takes]
     wrong = {}
     for case in grid:
         # Three steps: the first, another, and one that overflows under a loss scale.

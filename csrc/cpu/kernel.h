@@ -20,10 +20,12 @@ extern template void run_all<double>(const Work&, const Parts&);
 // The loop of a step, and the one that chooses under a mask; null where loops of their own do.
 template <class Format, class Step>
 std::pair<Update, Update> updates_of(const Choices& choices) {
+  constexpr bool kOf16Bits = sizeof(typename Format::Stored) == 2;
+  const Rounding of_param = kOf16Bits ? choices.param_rounding : Rounding::kNearest;
   Update selecting = nullptr;
-  if constexpr (sizeof(typename Format::Stored) >= 4)
-    selecting = update_of<Format, Step, true>(choices.state, choices.state_rounding);
-  return {update_of<Format, Step, false>(choices.state, choices.state_rounding), selecting};
+  if constexpr (!kOf16Bits)
+    selecting = update_of<Format, Step, true>(choices.state, of_param, choices.state_rounding);
+  return {update_of<Format, Step, false>(choices.state, of_param, choices.state_rounding), selecting};
 }
 
 extern template std::pair<Update, Update> updates_of<Float32, ElementStep<NoFilter, CurrentSecondMoment>>(
@@ -34,7 +36,9 @@ extern template std::pair<Update, Update> updates_of<Float32, ElementStep<NoFilt
 template <class Format, class GradFilter, class SecondMoment>
 void run(const Work& work, const Choices& choices) {
   constexpr bool kHasWindow = std::is_same_v<GradFilter, Mean>;
-  constexpr bool kWidens = kHasWindow && sizeof(typename Format::Stored) == 2;
+  constexpr bool kOf16Bits = sizeof(typename Format::Stored) == 2;
+  // float16 takes many instructions to read and write: they are better left to loops of their own.
+  constexpr bool kWidens = kOf16Bits && (kHasWindow || std::is_same_v<Format, Float16>);
   using Own = std::conditional_t<kWidens, Float32, Format>;
   std::pair<Update, Update> updates;
   if (choices.in_8_bits()) {
@@ -43,8 +47,9 @@ void run(const Work& work, const Choices& choices) {
     updates = updates_of<Own, ElementStep<AfterWindow<GradFilter>, SecondMoment>>(choices);
     if (kWidens) updates.second = nullptr;
   }
+  const bool widens = kWidens || (kOf16Bits && choices.in_8_bits());
   const auto rows = state_rows<ElementStep<GradFilter, SecondMoment>>(choices);
-  run_all<typename Format::Real>(work, Parts(updates, kHasWindow, choices, rows));
+  run_all<typename Format::Real>(work, Parts(updates, widens, kHasWindow, choices, rows));
 }
 
 // The kernel for parameters of one format. Compiled for each in a file of its own, which a build runs side by

@@ -14,9 +14,12 @@ namespace grokfused::cpu {
 constexpr int kMaskBlock = 32 * kTile, kSparse = 4, kAhead = 4 * kTile;
 
 // Elements of which a mask keeps none. Their states are 0 since the mask was set, and nothing has written
-// them; their parameters are looked at, because any code may write those.
+// them; their parameters are looked at, because any code may write those, and so many later ones fetched: a
+// processor that looks ahead by itself stops at each page.
 inline void clear_pruned(const SliceStep& step, int64_t begin, int64_t size) {
   const Array param = step.param();
+  const int64_t ahead = std::min(begin + kAhead, step.slice().size - size);
+  fetch<char>(param.at(ahead), 0, static_cast<int>(size * param.bytes));
   if (all_zero(param.at(begin), size * param.bytes)) return;
   step.each_written([&](const Array& array) { std::memset(array.at(begin), 0, size * array.bytes); });
 }
@@ -32,16 +35,19 @@ struct Kept {
 // may be cut.
 inline Kept look(const SliceStep& step, int64_t begin, int64_t end, bool sparse) {
   const uint32_t* mask = step.slice().mask;
+  const int64_t stop = end_of_tile(begin, end), at_once = step.in_blocks() ? kBlock : kLanes;
   Kept kept{begin};
-  const int64_t stop = end_of_tile(begin, end);
   for (int64_t next; kept.end < stop; kept.end = next) {
-    next = std::min(end, kept.end + kLanes);
-    const int count = static_cast<int>(next - kept.end);
-    const uint32_t lanes = kept_lanes(mask, kept.end, count);
-    const bool may_end = !step.in_blocks() || kept.end % kBlock == 0;
-    if (sparse && may_end && kept.end > begin && kept.any != (lanes != 0)) break;
-    kept.any |= lanes != 0;
-    kept.all &= lanes == ~uint32_t{0} >> (kLanes - count);
+    next = std::min(kept.end + at_once, stop);
+    uint32_t any = 0, left_out = 0;
+    for (int64_t i = kept.end; i < next; i += kLanes) {
+      const uint32_t there = next - i < kLanes ? ~(~uint32_t{0} << (next - i)) : ~uint32_t{0};
+      any |= mask[i / kLanes] & there;
+      left_out |= ~mask[i / kLanes] & there;
+    }
+    if (sparse && kept.end > begin && kept.any != (any != 0)) break;
+    kept.any |= any != 0;
+    kept.all &= left_out == 0;
   }
   return kept;
 }
@@ -62,11 +68,12 @@ inline void prefetch_used(const SliceStep& step, int64_t begin, int64_t end) {
 
 // The words of which the elements from `begin` up to `end` have a part.
 struct Words {
-  int64_t all, used = 0, full = 0;  // of them keep something; keep all
+  int all, used = 0, full = 0;  // of them keep something; keep all
 
-  Words(const uint32_t* mask, int64_t begin, int64_t end) : all(mask_words(end) - begin / kLanes) {
+  Words(const uint32_t* mask, int64_t begin, int64_t end)
+      : all(static_cast<int>(mask_words(end) - begin / kLanes)) {
     const uint32_t* words = mask + begin / kLanes;
-    for (int64_t word = 0; word < all; ++word) {
+    for (int word = 0; word < all; ++word) {
       used += words[word] != 0;
       full += words[word] == ~uint32_t{0};
     }

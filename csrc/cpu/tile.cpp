@@ -12,11 +12,11 @@ struct NoRest {
 };
 alignas(kCacheLine) const NoRest kNoRest;
 
-// What leaves a sum that was taken without it.
+// What leaves a sum that was taken without it, and what a mask makes of elements that it leaves out.
 alignas(kCacheLine) const double kNothing[kTile] = {};
 
-// What a tile needs beside its arrays: the parameter before its rounding, and all as stored before a mask
-// chooses.
+// What a tile needs beside its arrays: the parameter before its rounding, and what has 16 bits as stored
+// before a mask chooses, or its states.
 struct alignas(kCacheLine) Buffers {
   float values[kTile];
   uint16_t param[kTile], rest[kTile];
@@ -33,15 +33,14 @@ int place_of(const std::vector<StateRow>& rows, Of of) {
 
 }  // namespace
 
-Parts::Parts(std::pair<Update, Update> updates, bool has_window, const Choices& choices,
+Parts::Parts(std::pair<Update, Update> updates, bool widens, bool has_window, const Choices& choices,
              const std::vector<StateRow>& rows)
     : update(updates.first),
       selecting(updates.second),
-      narrow(narrowing(choices.param, choices.param_rounding)),
-      widen(has_window || choices.in_8_bits() ? widening(choices.param) : nullptr),
+      widen(widens ? widening(choices.param) : nullptr),
+      narrow(widens ? narrowing(choices.param, choices.param_rounding) : nullptr),
       window(has_window ? window_loops(choices.param, choices.window) : WindowLoops{}),
       choices(choices),
-      in_place(!is_16_bits(choices.param)),
       param_bytes(bytes_of(choices.param)),
       rows(rows),
       grad_window(place_of(rows, Of::kWindow)),
@@ -57,7 +56,7 @@ Parts::Parts(std::pair<Update, Update> updates, bool has_window, const Choices& 
 }
 
 void SliceStep::run(int64_t begin, int64_t end) const {
-  const int64_t most = parts_.in_place && !parts_.window.amplify ? kPiece : kTile;
+  const int64_t most = parts_.widen || parts_.window.amplify ? kTile : kPiece;
   for (int64_t stop; begin < end; begin = stop) {
     stop = end_of_tile(begin, end, most);
     run_tile(begin, static_cast<int>(stop - begin), nullptr, end - begin);
@@ -77,15 +76,25 @@ void SliceStep::run_tile(int64_t begin, int size, const uint32_t* kept, int64_t 
   const uint32_t first = slice_.first + static_cast<uint32_t>(begin);
   void* param = this->param().at(begin);
   void* rest = parts_.rest < 0 ? nullptr : state(parts_.rest).at(begin);
-  Arrays arrays{grad().at(begin), param,  rest ? rest : kNoRest.values, {}, nullptr, {}, key_, first, kept,
-                slice_.mask_mode, to_come};
   const Update selecting = kept ? parts_.selecting : nullptr;
   const bool choose = kept && (!selecting || parts_.narrow), choose_states = kept && !selecting;
-  arrays.new_param = choose || parts_.narrow ? buffers.values : param;
+  void *new_param = choose ? buffers.param : param, *new_rest = choose ? buffers.rest : rest;
+  Arrays arrays;
+  arrays.grad = grad().at(begin);
+  arrays.param = param;
+  arrays.rest = rest;
+  arrays.new_param = new_param;
+  arrays.new_rest = new_rest;
+  arrays.random_key = key_;
+  arrays.first = first;
+  arrays.kept = kept;
+  arrays.zeros = slice_.mask_mode == MaskMode::kZero ? kNothing : nullptr;
+  arrays.to_come = to_come;
   for (size_t k = 0; k < parts_.updated.size(); ++k) {
     void* stored = state(parts_.updated[k]).at(begin);
     arrays.states[k] = stored;
     arrays.new_states[k] = choose_states ? buffers.states[k] : stored;
+    arrays.others_states[k] = arrays.instead_of(stored);
   }
   const bool has_window = parts_.window.amplify;
   if (has_window)
@@ -93,16 +102,15 @@ void SliceStep::run_tile(int64_t begin, int size, const uint32_t* kept, int64_t 
   else if (parts_.widen)
     widen_grad(arrays, buffers.amplified, size);
   if (parts_.widen) {
-    parts_.widen(param, arrays.rest, buffers.values, size);
-    arrays.param = buffers.values;
+    parts_.widen(param, rest ? rest : kNoRest.values, buffers.values, size);
+    arrays.param = arrays.new_param = buffers.values;
   }
+  arrays.others_param = arrays.instead_of(arrays.param);
   (selecting ? selecting : parts_.update)(arrays, size, has_window ? after_window_ : scalars_,
                                           parts_.choices);
-  if (parts_.narrow)
-    parts_.narrow(buffers.values, choose ? buffers.param : param, choose ? buffers.rest : rest, size, key_,
-                  first);
+  if (parts_.narrow) parts_.narrow(buffers.values, new_param, new_rest, size, key_, first);
   if (!choose) return;
-  take(parts_.narrow ? static_cast<void*>(buffers.param) : buffers.values, this->param(), begin, size, kept);
+  take(buffers.param, this->param(), begin, size, kept);
   for (size_t k = 0; k < parts_.updated.size() && choose_states; ++k)
     take(buffers.states[k], state(parts_.updated[k]), begin, size, kept);
   if (rest) take(buffers.rest, state(parts_.rest), begin, size, kept);

@@ -1,7 +1,7 @@
-// A step of neighbouring elements. Its unit is a tile, which stays in the first-level cache: one loop reads
-// the arrays and does the arithmetic, parameters are rounded by a loop of their own, and what a mask keeps is
-// chosen by one more for each array. So roundings and masks add loops, and do not multiply them. Arrays of
-// which a mask leaves nothing out are read and written where they lie.
+// A step of neighbouring elements. One loop reads the arrays, does the arithmetic and writes them, where they
+// lie. Where it cannot, the unit is a tile, which stays in the first-level cache: a window, float16, and
+// parameters of 16 bits beside states of 8 are widened and rounded by loops of their own, and what a mask
+// keeps beside 16 bits is chosen by one more for each array. So they add loops, and do not multiply them.
 //
 // A block of states of 8 bits (step/block8.h) is stepped at once: it is never cut, neither by tiles nor by
 // threads (adamw_cpu.cpp) nor by a mask (masked.h).
@@ -37,19 +37,19 @@ constexpr int64_t end_of_tile(int64_t i, int64_t end, int64_t size = kTile) {
 struct Parts {
   Update update;
   Update selecting;    // under a mask; null where loops of their own choose: beside parameters of 16 bits
-  Narrow narrow;       // of parameters; null for those of more bits
-  Widen widen;         // for an update that takes real numbers only; else null
+  Widen widen;         // of 16 bits, for an update that takes real numbers only; else null
+  Narrow narrow;       // of the parameters that it returns; null where it rounds them itself
   WindowLoops window;  // null without one
   Choices choices;
-  bool in_place;
   size_t param_bytes;
   std::vector<StateRow> rows;
   std::vector<size_t> state_bytes;
   std::vector<int> updated;         // places of the states that the update reads and writes
   int grad_window, grad_sum, rest;  // places; -1 where there is none
 
-  // `updates`: the loop, and the one that chooses; `has_window`: they come after the loops of a window.
-  Parts(std::pair<Update, Update> updates, bool has_window, const Choices& choices,
+  // `updates`: the loop, and the one that chooses; `widens`: they take real numbers only; `has_window`: they
+  // come after the loops of a window.
+  Parts(std::pair<Update, Update> updates, bool widens, bool has_window, const Choices& choices,
         const std::vector<StateRow>& rows);
 };
 
