@@ -18,6 +18,8 @@ from grokfused.lab import (
 )
 from grokfused.lab import rounding as rounding_
 from grokfused.lab import settings as settings_
+from grokfused.lab.papers import command as papers
+from grokfused.lab.papers.command import make, seed_numbers
 from grokfused.lab.run_folder import RunFolder, RunFolderError
 from grokfused.lab.settings_tasks import digits
 from grokfused.lab.terminal import console, interruptible, refuse, say
@@ -81,25 +83,6 @@ class SeedRuns:
 @app.callback()
 def reproduce() -> None:
     """Whole experiments, each with a table."""
-
-
-def seed_numbers(seeds: str) -> list[int]:
-    """Returns the seeds that an option lists, or refuses it."""
-    try:
-        numbers = [int(number) for number in seeds.split(",")]
-    except ValueError as error:
-        raise refuse(f"--seeds takes integers with commas between them, got {seeds!r}") from error
-    if min(numbers) < 0 or len({*numbers}) < len(numbers):
-        raise refuse(f"--seeds takes different integers from 0 on, got {seeds!r}")
-    return numbers
-
-
-def make(out: Path) -> None:
-    """Makes the folder of an experiment, or refuses it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise refuse(f"--out={out} cannot be made: {error.strerror}") from error
 
 
 @app.command()
@@ -219,3 +202,6 @@ def state_dtypes_(
     state_dtypes_report.write(recorded, out)
     console.print(state_dtypes_report.table(recorded))
     say(f"files: {out} (which-state-dtype.md, which-state-dtype.json)")
+
+
+papers.add_to(app)

@@ -1,0 +1,246 @@
+"""The frame of all reproductions: what a paper is, and how its runs are made, killed and continued.
+
+A paper is one file of this folder: a task, a table of rows, a function that makes one run, and what its
+page says. Everything else is here: which runs there are, the lines in which they are kept, the checkpoint of
+the run that is under way, progress with the time that is left.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from grokfused.lab import page
+from grokfused.lab.store import Store
+from grokfused.lab.terminal import console, interruptible, say
+
+Run = dict[str, Any]
+Record = Mapping[str, Any]
+SAVE_EVERY = 15.0  # seconds of a run that a kill may cost
+LINE_EVERY = 30.0  # seconds between two lines where there is no terminal
+
+
+class Interrupted(Exception):
+    """Ctrl-C was pressed, and everything is saved."""
+
+
+class Size(NamedTuple):
+    """How much of an experiment is run.
+
+    Attributes:
+        setting: A dataclass: sizes, steps, learning rates; what all runs share.
+        rows: Keys of the paper's rows, in the order in which they run: one may need what others kept.
+        seeds: Which, where the command names none.
+        only: Row -> how many of the seeds it is run with, the first ones; all where it is not named.
+    """
+
+    setting: Any
+    rows: Sequence[str]
+    seeds: Sequence[int] = (0, 1, 2)
+    only: Mapping[str, int] = MappingProxyType({})
+
+    def plan(self, seeds: Sequence[int]) -> list[tuple[int, str]]:
+        """Returns seed and row of each run, in their order."""
+        pairs = product(range(len(seeds)), self.rows)
+        return [(seeds[at], row) for at, row in pairs if at < self.only.get(row, len(seeds))]
+
+
+class Verdict(NamedTuple):
+    """What came out; ``holds`` is "yes", "no" or "in part", ``factor`` is the headline's, as measured."""
+
+    holds: str
+    factor: str
+    reading: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One experiment.
+
+    Attributes:
+        name: Of the command and of its files.
+        title: The paper's.
+        source: Where it is, as "arXiv:2405.20233".
+        claim: What it claims, in a sentence or two.
+        ran: What we ran and what differs; names of the setting in braces are filled in.
+        rows: Key -> NamedTuple whose ``what`` the table shows; its other fields decide the run.
+        run: (row key, seed, setting, watch) -> what was measured, as plain values.
+        sizes: "quick", "usual", "full" -> Size.
+        columns: Of the table.
+        cells: Record -> the table, row by row.
+        verdict: Record -> Verdict.
+        draw: (record, figure) -> draws into the figure.
+        needs: Raises ImportError where the data's package is missing.
+    """
+
+    name: str
+    title: str
+    source: str
+    claim: str
+    ran: str
+    rows: Mapping[str, Any]
+    run: Callable[[str, int, Any, Watch], Run]
+    sizes: Mapping[str, Size]
+    columns: Sequence[str]
+    cells: Callable[[Record], list[list[str]]]
+    verdict: Callable[[Record], Verdict]
+    draw: Callable[[Record, Figure], None]
+    needs: Callable[[], object] = field(default=lambda: None)
+
+
+class Watch:
+    """What a run is given: where it runs, who shows it, and the checkpoint that it may go on from.
+
+    Args:
+        out: The experiment's folder.
+        device: As torch names it.
+        total: Runs that there will be.
+        interrupted: Says whether Ctrl-C was pressed.
+    """
+
+    def __init__(self, out: Path, device: str, total: int, interrupted: Callable[[], bool]) -> None:
+        self.out, self.device, self.total, self.interrupted = out, device, total, interrupted
+        self.done, self.title = 0.0, ""
+        self.key: dict[str, Any] = {}
+        self.began = self.saved_at = time.perf_counter()
+        self.line_at = 0.0
+        self.skipped = 0  # runs that were there already: they say nothing of how long the others take
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:.0f} %"),
+        )
+        self.bar = Progress(
+            *columns,
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=total)
+
+    def begin(self, title: str, key: dict[str, Any]) -> None:
+        """Says which run is the next; ``key`` is all that decides it."""
+        self.title, self.key = title, key
+        self.saved_at = time.perf_counter()
+
+    def end(self, skipped: bool = False) -> None:
+        """Counts a run."""
+        self.done, self.skipped = round(self.done) + 1.0, self.skipped + skipped
+        self.bar.update(self.task, completed=self.done)
+
+    def show(self, share: float, note: str) -> None:
+        """Shows how far the run is, in [0, 1]."""
+        now = time.perf_counter()
+        done = self.done + share
+        self.bar.update(self.task, completed=done, description=f"{self.title}  {note}")
+        if not console.is_terminal and now - self.line_at >= LINE_EVERY and done > self.skipped:
+            left = (now - self.began) / (done - self.skipped) * (self.total - done)
+            say(f"run {int(self.done) + 1} of {self.total}, {self.title}: {note}; about {_clock(left)} left")
+            self.line_at = now
+
+    def keep(self, name: str, tensors: Any) -> None:
+        """Keeps tensors for other runs."""
+        folder = self.out / "kept"
+        folder.mkdir(exist_ok=True)
+        _write(folder / f"{name}.pt", tensors)
+
+    def kept(self, name: str) -> Any:
+        """Returns what another run kept; raises FileNotFoundError where it has not."""
+        return torch.load(self.out / "kept" / f"{name}.pt", weights_only=True, map_location=self.device)
+
+    def saved(self, part: str) -> Any:
+        """Returns the checkpoint of this part of this very run, or None."""
+        path = self.out / "checkpoint.pt"
+        if not path.exists():
+            return None
+        found = torch.load(path, weights_only=True, map_location="cpu")
+        return found["state"] if (found["key"], found["part"]) == (self.key, part) else None
+
+    def save(self, part: str, state: Callable[[], Any]) -> None:
+        """Writes a checkpoint where it is time to; stops here where Ctrl-C was pressed."""
+        stop = self.interrupted()
+        if stop or time.perf_counter() - self.saved_at >= SAVE_EVERY:
+            _write(self.out / "checkpoint.pt", {"key": self.key, "part": part, "state": state()})
+            self.saved_at = time.perf_counter()
+        if stop:
+            raise Interrupted
+
+
+def _write(path: Path, state: Any) -> None:
+    """Writes so that at every moment a whole file, old or new, is there."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    temporary.replace(path)
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def options_of(row: Any) -> dict[str, Any]:
+    """Returns what decides a row, as plain values: all but the words that tables show."""
+    return {name: value for name, value in row._asdict().items() if name != "what"}
+
+
+def key_of(paper: Paper, row: str, seed: int) -> dict[str, Any]:
+    """Returns by what a line is found again."""
+    return {"row": row, "seed": seed, "options": page.plain(options_of(paper.rows[row]))}
+
+
+@contextmanager
+def watching(out: Path, device: str, total: int) -> Iterator[Watch]:
+    """Yields a watch whose bar is live."""
+    with interruptible() as interrupted:
+        watch = Watch(out, device, total, interrupted)
+        with watch.bar:
+            yield watch
+
+
+def perform(paper: Paper, size: Size, seeds: Sequence[int], out: Path, device: str = "cpu") -> dict[str, Any]:
+    """Makes the runs that are not there yet, and returns the record of all.
+
+    Raises:
+        Interrupted: By Ctrl-C; the same call goes on from there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    facts = page.facts()
+    store = Store(out / "runs.jsonl", size.setting)
+    plan = size.plan(seeds)
+    runs = []
+    with watching(out, device, len(plan)) as watch:
+        for seed, row in plan:
+            key = key_of(paper, row, seed)
+            found = store.find(**key)
+            if found is None:
+                watch.begin(f"seed {seed}, {paper.rows[row].what}", {**key, "setting": store.setting})
+                begin = time.process_time()
+                measured = page.plain(paper.run(row, seed, size.setting, watch))
+                seconds = round(measured.pop("seconds", time.process_time() - begin), 2)
+                found = {**key, **measured, "seconds": seconds, "commit": facts["commit"]}
+                store.add(found)
+                watch.end()
+            else:
+                watch.end(skipped=True)
+            runs.append(found)
+    return {"paper": paper.name, **facts, "device": device, "setting": store.setting, "runs": runs}
+
+
+def runs_of(record: Record, row: str) -> list[Run]:
+    """Returns a row's runs, in the order of the seeds; none where it was not run."""
+    return sorted((run for run in record["runs"] if run["row"] == row), key=lambda run: run["seed"])
+
+
+def rows_in(record: Record) -> list[str]:
+    """Returns the rows that were run, in the order of the runs."""
+    return list(dict.fromkeys(run["row"] for run in record["runs"]))
