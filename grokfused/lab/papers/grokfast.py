@@ -29,7 +29,7 @@ class Setting:
     batch: int = 512
     threshold: float = 0.95
     every: int = 20
-    after: int = 200  # steps after the first crossing, to see whether it is stable
+    after: int = 100  # steps after the first crossing, to see whether it is stable
     steps: int = 1_600
 
 
@@ -58,9 +58,9 @@ class Row(NamedTuple):
 ROWS = {
     "ema": Row("Adam, decay 0.005, EMA(0.98, 2): the paper's", 0.005, True, "ema"),
     "ma": Row("Adam, decay 0.01, MA(100, 5): the paper's", 0.01, True, "mean", lamb=5.0),
-    "adam": Row("Adam, decay 0.005, no filter", 0.005, True),
+    "adam": Row("Adam, decay 0.005, no filter", 0.005, True, steps=1_200),
     # The mean age of a gradient in a step is then that of EMA(0.98, 2) and beta1 0.9: 9 + 2/3 * 49 steps.
-    "adam-beta1": Row("Adam, decay 0.005, no filter, beta1 0.977", 0.005, True, beta1=0.977),
+    "adam-beta1": Row("Adam, decay 0.005, no filter, beta1 0.977", 0.005, True, beta1=0.977, steps=1_200),
     "adamw-1": Row("AdamW, decay 1, no filter", 1.0),
     "adamw-2": Row("AdamW, decay 2, no filter", 2.0),
     "adamw-2-beta1": Row("AdamW, decay 2, no filter, beta1 0.931", 2.0, beta1=0.931),
