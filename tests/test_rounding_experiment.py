@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from grokfused.lab import reproduce, rounding_report
 from grokfused.lab.bench.traffic import traffic
-from grokfused.lab.rounding import QUICK, ROWS, Run, text_of
+from grokfused.lab.data import text_of
+from grokfused.lab.rounding import QUICK, ROWS, Run
 
 DOCS = Path(__file__).parent.parent / "docs"
 TEXT = text_of(QUICK.held_out)

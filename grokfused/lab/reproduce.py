@@ -18,10 +18,11 @@ from grokfused.lab import (
 )
 from grokfused.lab import rounding as rounding_
 from grokfused.lab import settings as settings_
+from grokfused.lab.data import digits, text_of
 from grokfused.lab.papers import command as papers
 from grokfused.lab.papers.command import make, seed_numbers
 from grokfused.lab.run_folder import RunFolder, RunFolderError
-from grokfused.lab.settings_tasks import digits
+from grokfused.lab.store import Store
 from grokfused.lab.terminal import console, interruptible, refuse, say
 from grokfused.lab.tickets import PAPER, QUICK, QUICK_ROWS, ROWS, THRESHOLD, Config, Run, Setting, State
 from grokfused.lab.training import Evaluation
@@ -133,7 +134,7 @@ def rounding(
     numbers = seed_numbers(seeds)
     torch.set_num_threads(threads)
     setting = rounding_.QUICK if quick else rounding_.FULL
-    text = rounding_.text_of(setting.held_out)
+    text = text_of(setting.held_out)
     make(out)
     found: dict[tuple[rounding_.Row, int], float] = {}
     for seed in numbers:
@@ -169,10 +170,10 @@ def settings(
     except ImportError as error:
         raise refuse(str(error)) from error
     make(out)
-    store = settings_.Store(out / "runs.jsonl", setting)
+    store = Store(out / "runs.jsonl", setting)
     runs = []
     for task, seed, row in settings_.plan(numbers):
-        run = store.find(task, row, seed)
+        run = store.find(task=task, row=row, seed=seed)
         if run is None:
             run = settings_.measure(task, row, seed, setting)
             store.add(run)

@@ -10,18 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pydoc_data.topics import topics
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from grokfused import GrokAdamW
 from grokfused.backends import block8
+from grokfused.lab.data import BYTES, Text, windows
 from grokfused.lab.model import Decoder
 
-BYTES = 256  # tokens there are
 LOSS_SCALE = 1024.0  # a power of two: it changes nothing but which float16 gradients underflow
 
 
@@ -92,28 +90,6 @@ ROWS = (
     Row(BF16, "stochastic", "block8"),
     Row(BF16, "kahan", "block8"),
 )
-
-
-class Text(NamedTuple):
-    """Bytes to train on and bytes held out, int64."""
-
-    train: Tensor
-    held_out: Tensor
-
-
-def text_of(held_out: float) -> Text:
-    """Returns the language reference of this Python, its topics in alphabetical order."""
-    joined = "\n".join(topics[name] for name in sorted(topics)).encode()
-    values = torch.tensor(list(joined))
-    train, rest = values.tensor_split([int((1 - held_out) * len(values))])
-    return Text(train, rest)
-
-
-def windows(values: Tensor, count: int, context: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Returns random stretches of a text, [count, context], and the bytes that follow them, [count]."""
-    begins = torch.randint(len(values) - context, (count, 1), generator=random)
-    found = values[begins + torch.arange(context + 1)]
-    return found[:, :-1], found[:, -1]
 
 
 class Run:
