@@ -12,7 +12,7 @@ from matplotlib import pyplot
 from rich.table import Table
 
 from grokfused.lab import page
-from grokfused.lab.papers.frame import Paper, Record
+from grokfused.lab.papers.frame import Paper, Record, runs_of
 
 PAGE = """# {title}
 
@@ -62,6 +62,12 @@ def spread(values: Sequence[float | None], digits: int = 0, of: int | None = Non
     ends = [f"{value:,.{digits}f}" for value in (statistics.median(there), min(there), max(there))]
     shown = f"{ends[0]} ({ends[1]} to {ends[2]})" if len(there) > 1 else ends[0]
     return shown if len(there) == count else f"{shown}, {rate}"
+
+
+def paired(record: Record, row: str, base: str, name: str) -> list[float]:
+    """Returns by how much a row's numbers are above those of another row, seed by seed."""
+    bases = {run["seed"]: run[name] for run in runs_of(record, base)}
+    return [run[name] - bases[run["seed"]] for run in runs_of(record, row) if run["seed"] in bases]
 
 
 def _commits(record: Record) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grokfused.lab.papers import grokfast
+from grokfused.lab.papers import grokfast, nd_loss
 from grokfused.lab.papers.frame import Paper
 
-PAPERS: dict[str, Paper] = {paper.name: paper for paper in (grokfast.PAPER,)}
+PAPERS: dict[str, Paper] = {paper.name: paper for paper in (grokfast.PAPER, nd_loss.PAPER)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -164,3 +165,8 @@ def accuracy(model: nn.Module, questions: Tensor, answers: Tensor) -> float:
     """Returns the share of questions, [n, ...], whose largest output is the answer, int64 [n]."""
     parts = zip(questions.split(1024), answers.split(1024), strict=True)
     return sum(int((model(part).argmax(1) == truth).sum()) for part, truth in parts) / len(answers)
+
+
+def falling(steps: int) -> Callable[[int], float]:
+    """Returns the scale of a learning rate that falls to 0 on a cosine."""
+    return lambda update: (1 + math.cos(math.pi * min(update, steps) / steps)) / 2
