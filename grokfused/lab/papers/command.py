@@ -81,7 +81,7 @@ def command(paper: Paper) -> Callable[..., None]:
         console.print(pages.table(paper, record))
         say(f"files: {folder} (" + ", ".join(f"{paper.name}.{kind}" for kind in ("md", "json", "png")) + ")")
 
-    what = f"{paper.title} ({paper.source}).\n\n{paper.claim}"
+    what = f"{paper.about.title} ({paper.about.source}).\n\n{paper.about.claim}"
     reproduce.__doc__ = f"{what}\n\nThe same command continues what was interrupted."
     return reproduce
 

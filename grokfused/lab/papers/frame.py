@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from grokfused.lab import page
+from grokfused.lab.papers.about import ABOUT, About
 from grokfused.lab.store import Store
 from grokfused.lab.terminal import console, interruptible, say
 
@@ -68,11 +69,7 @@ class Paper:
     """One experiment.
 
     Attributes:
-        name: Of the command and of its files.
-        title: The paper's.
-        source: Where it is, as "arXiv:2405.20233".
-        claim: What it claims, in a sentence or two.
-        ran: What we ran and what differs; names of the setting in braces are filled in.
+        name: Of the command, of its files, and of the row in ``about.ABOUT``.
         rows: Key -> NamedTuple whose ``what`` the table shows; its other fields decide the run.
         run: (row key, seed, setting, watch) -> what was measured, as plain values.
         sizes: "quick", "usual", "full" -> Size.
@@ -84,10 +81,6 @@ class Paper:
     """
 
     name: str
-    title: str
-    source: str
-    claim: str
-    ran: str
     rows: Mapping[str, Any]
     run: Callable[[str, int, Any, Watch], Run]
     sizes: Mapping[str, Size]
@@ -95,7 +88,12 @@ class Paper:
     cells: Callable[[Record], list[list[str]]]
     verdict: Callable[[Record], Verdict]
     draw: Callable[[Record, Figure], None]
-    needs: Callable[[], object] = field(default=lambda: None)
+    needs: Callable[[], object] = lambda: None
+
+    @property
+    def about(self) -> About:
+        """What its page says of it before there are figures."""
+        return ABOUT[self.name]
 
 
 class Watch:

@@ -168,10 +168,6 @@ USUAL = Size(Setting(), CONTROLS, (0, 1, 2, 3, 4))
 QUICK = Size(Setting(modulus=23, dim=32, layers=1, steps=400, after=0), ("adamw-1", "ema"), (0,))
 PAPER = Paper(
     name="grokfast",
-    title="Grokfast: Accelerated Grokking by Amplifying Slow Gradients",
-    source="arXiv:2405.20233",
-    claim="With the slow part of gradients amplified, x * y mod 97 groks 44 (EMA) to 50 times (MA) sooner.",
-    ran="",
     rows=ROWS,
     run=run,
     sizes={"quick": QUICK, "usual": USUAL, "full": USUAL._replace(rows=tuple(ROWS))},

@@ -156,14 +156,6 @@ def draw(record: Record, figure: Figure) -> None:
 USUAL = Size(Setting(), tuple(ROWS), (0, 1, 2, 3, 4))
 PAPER = Paper(
     name="nd-loss",
-    title="Improving Knowledge Distillation via Regularizing Feature Norm and Direction",
-    source="arXiv:2305.17007",
-    claim="Adding a norm-and-direction loss on features to KD (KD++) gives 1.0 to 2.5 points on CIFAR-100.",
-    ran="Digits of MNIST ({train:,} to train on, {held_out:,} held out) instead of CIFAR-100; multi-layer "
-    "perceptrons 784-h-{features}-10 with h = {teacher_hidden} (teacher) and h = {student_hidden} (student) "
-    "instead of ResNets, of equal feature width, so without a projection. {steps:,} steps of {batch} images, "
-    "GrokAdamW without filter, lr {lr:g} falling to 0 on a cosine, T = {temperature:g}, weights KD 1 and ND 2. "
-    "Every student has a teacher of its own seed.",
     rows=ROWS,
     run=run,
     sizes={

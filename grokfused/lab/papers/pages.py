@@ -93,8 +93,9 @@ def markdown(paper: Paper, record: Record) -> str:
     verdict = paper.verdict(record)
     return PAGE.format(
         **{name: record[name] for name in ("command", "torch", "python", "date")},
-        **{name: getattr(paper, name) for name in ("title", "source", "name", "claim")},
-        ran=paper.ran.format(**record["setting"]),
+        **{name: getattr(paper.about, name) for name in ("title", "source", "claim")},
+        name=paper.name,
+        ran=" ".join(paper.about.ran.format(**record["setting"]).split()),
         holds=verdict.holds.capitalize(),
         factor=f": {verdict.factor}." if verdict.factor else ".",
         table="\n".join(page.markdown_table(paper.columns, paper.cells(record))),
@@ -115,16 +116,16 @@ def index(papers: Mapping[str, Paper], records: Mapping[str, Record]) -> str:
             record, verdict = records[name], paper.verdict(records[name])
             picture = f'<img src="{name}.png" width="240" alt="{name}">'
             link, numbers = (
-                f"[{paper.title}]({name}.md)",
+                f"[{paper.about.title}]({name}.md)",
                 (str(len(_seeds(record))), f"{_seconds(record):,.0f}"),
             )
-            cells.append([link, paper.claim, verdict.holds, verdict.factor, *numbers, picture])
+            cells.append([link, paper.about.claim, verdict.holds, verdict.factor, *numbers, picture])
     return INDEX + "\n".join(page.markdown_table(COLUMNS, cells)) + "\n"
 
 
 def table(paper: Paper, record: Record) -> Table:
     """Returns the table for the terminal."""
-    return page.terminal_table(f"{paper.name} ({paper.source})", paper.columns, paper.cells(record))
+    return page.terminal_table(f"{paper.name} ({paper.about.source})", paper.columns, paper.cells(record))
 
 
 def write(paper: Paper, record: Record, out: Path) -> None:

@@ -1,8 +1,12 @@
-"""The table of papers: a new one is a file of this folder and a row here."""
+"""The papers by name, each from its file."""
 
 from __future__ import annotations
 
-from grokfused.lab.papers import grokfast, nd_loss
+from importlib import import_module
+
+from grokfused.lab.papers.about import ABOUT
 from grokfused.lab.papers.frame import Paper
 
-PAPERS: dict[str, Paper] = {paper.name: paper for paper in (grokfast.PAPER, nd_loss.PAPER)}
+PAPERS: dict[str, Paper] = {
+    name: import_module(f"grokfused.lab.papers.{name.replace('-', '_')}").PAPER for name in ABOUT
+}
