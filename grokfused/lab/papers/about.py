@@ -28,6 +28,36 @@ ABOUT = {
         "With the slow part of gradients amplified, x * y mod 97 groks 44 (EMA) to 50 times (MA) sooner.",
         "",
     ),
+    "mnist": About(
+        "Grokfast on MNIST",
+        "arXiv:2405.20233, appendix",
+        "With EMA(0.8, 0.1), Omnigrok's perceptron groks 22 times sooner (44,022 to 2,001 steps).",
+        """The paper's network (784-{hidden}-{hidden}-10, all weights times {scale:g}), loss (squared error), batch
+        ({batch}) and optimizer (AdamW, lr 0.001) on {train:,} digits of MNIST. Held out are {held_out:,} digits
+        instead of 10,000; the threshold is {threshold:.0%}, looked at every {every} steps. The published run with
+        the filter also raises the weight decay from 0.01 to 2: here each is changed alone too. A run ends {after}
+        steps after its first crossing, or after {steps:,} steps (12,000 with EMA(0.98, 2)).""",
+    ),
+    "lstm": About(
+        "Grokfast on reviews",
+        "arXiv:2405.20233, appendix",
+        "With EMA(0.98, 2) and decay 10, an LSTM on IMDb reaches 90 % instead of 84 %.",
+        """{train} Chinese product reviews of up to {length} characters to train on and the rest of {count:,} held
+        out, instead of IMDb's English ones of 500 words; an LSTM of two layers of {hidden} instead of 256, weights
+        times {scale:g}, batch {batch}, gradients clipped at {clip:g}, AdamW with lr 0.0003, {steps:,} steps instead
+        of 10,000. The published run with the filter also raises the decay from 1 to 10: here each is changed alone
+        too. The paper judges by one random batch, we by all that is held out.""",
+    ),
+    "graph": About(
+        "Grokfast on molecules",
+        "arXiv:2405.20233, appendix",
+        "With EMA(0.9, 1) and decay 0.01, a graph network's error on QM9 falls from 0.0066 to 0.0035.",
+        """{train} molecules to train on and as many held out, as in the paper; their target is the solubility in
+        water (standardised) instead of QM9's polarizability. Two layers of width {width} with a matrix for each kind
+        of bond, instead of edge networks; weights times {scale:g}, batch {batch}, AdamW with lr 0.001,
+        {steps:,} steps instead of 100,000. The published run with the filter also raises the decay from 0 to 0.01:
+        here each is changed alone too.""",
+    ),
     "data-diet": About(
         "Deep Learning on a Data Diet: Finding Important Examples Early in Training",
         "arXiv:2107.07075",

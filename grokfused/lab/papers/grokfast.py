@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
 from torch.nn.functional import cross_entropy
 
-from grokfused import GrokAdam, GrokAdamW
 from grokfused.lab.model import Decoder
+from grokfused.lab.papers.cells import Row, draw_curves, thinned
 from grokfused.lab.papers.frame import Paper, Record, Run, Size, Verdict, Watch, rows_in, runs_of
 from grokfused.lab.papers.pages import spread
 from grokfused.lab.papers.training import Batches, Training, accuracy, crossings, curve, has_stayed
@@ -31,28 +30,6 @@ class Setting:
     every: int = 20
     after: int = 100  # steps after the first crossing, to see whether it is stable
     steps: int = 1_600
-
-
-class Row(NamedTuple):
-    """An optimizer: GrokAdam where the decay is ``coupled``, else GrokAdamW."""
-
-    what: str
-    weight_decay: float
-    coupled: bool = False
-    grad_filter: str = "none"
-    alpha: float = 0.98
-    lamb: float = 2.0
-    window_size: int = 100
-    lr: float = 1e-3
-    beta1: float = 0.9
-    steps: int = 0  # 0: the setting's
-
-    def optimizer(self, model: torch.nn.Module, beta2: float = 0.98) -> GrokAdam:
-        """Returns it on a model's parameters."""
-        options: dict[str, Any] = {"weight_decay": self.weight_decay, "grad_filter": self.grad_filter}
-        options |= {"alpha": self.alpha, "lamb": self.lamb, "window_size": self.window_size}
-        kind = GrokAdam if self.coupled else GrokAdamW
-        return kind(model.parameters(), self.lr, betas=(self.beta1, beta2), **options)
 
 
 ROWS = {
@@ -77,7 +54,7 @@ def train(row: Row, seed: int, setting: Setting, watch: Watch, steps: int, part:
     task = modular_multiplication(torch.Generator().manual_seed(seed), setting.modulus, watch.device)
     training = Training(
         model,
-        row.optimizer(model),
+        row.optimizer(model, beta2=0.98),
         Batches(len(task.train), setting.batch, seed, watch.device),
         lambda rows: cross_entropy(model(task.train[rows]), task.train_answers[rows]),
         lambda update: min(1.0, update / WARM_UP),
@@ -99,8 +76,8 @@ def run(name: str, seed: int, setting: Setting, watch: Watch) -> Run:
     points = train(row, seed, setting, watch, row.steps or setting.steps)
     first, stable = crossings(points, "validation", setting.threshold)
     best = max(point["validation"] for point in points)
-    thin = points[:: max(1, len(points) // 100)]
-    return {"first": first, "stable": stable, "best": best, "points": thin, "seconds": points[-1]["seconds"]}
+    seconds = points[-1]["seconds"]
+    return {"first": first, "stable": stable, "best": best, "points": thinned(points), "seconds": seconds}
 
 
 def firsts(record: Record, row: str) -> list[int | None]:
@@ -151,17 +128,6 @@ def verdict(record: Record) -> Verdict:
 def draw(record: Record, figure: Figure) -> None:
     """Draws validation accuracy over iterations, a colour a row, a thin line a seed."""
     draw_curves(record, figure, "validation", {row: ROWS[row].what for row in rows_in(record)})
-
-
-def draw_curves(record: Record, figure: Figure, name: str, labels: dict[str, str]) -> None:
-    """Draws an accuracy over steps: a colour a row, a line a seed."""
-    axes = figure.add_subplot()
-    for number, (row, label) in enumerate(labels.items()):
-        for at, one in enumerate(runs_of(record, row)):
-            steps, values = ([point[key] for point in one["points"]] for key in ("step", name))
-            axes.plot(steps, values, color=f"C{number}", linewidth=0.9, label=label if not at else None)
-    axes.set(xlabel="iterations", ylabel=f"{name} accuracy")
-    axes.legend(fontsize=7, frameon=False)
 
 
 USUAL = Size(Setting(), CONTROLS, (0, 1, 2, 3, 4))

@@ -128,7 +128,8 @@ def verdict(record: Record) -> Verdict:
     mean = {row: statistics.mean(values) for row, values in more.items()}
     wins = sum(value > 0 for value in more["kd++"])
     count = len(more["kd++"])
-    holds = "yes" if wins == count else "no" if mean["kd++"] <= 0 else "in part"
+    beyond = mean["kd++"] > 2 * statistics.stdev(more["kd++"]) / count**0.5
+    holds = "yes" if wins == count else "in part" if beyond else "no"
     return Verdict(
         holds,
         f"KD++ {mean['kd++']:+.2f} points over KD",

@@ -87,13 +87,15 @@ class Training:
         """Returns all that a continued training depends on."""
         parts = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "batches")}
         updates = {name: value for name, value in self.schedule.state_dict().items() if name != "lr_lambdas"}
-        return {**parts, "schedule": updates, "steps": self.steps, "seconds": self.seconds}
+        counts = {"steps": self.steps, "seconds": self.seconds}
+        return {**parts, "schedule": updates, "random": torch.get_rng_state(), **counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where ``state_dict`` was taken."""
         for name in ("model", "optimizer", "batches"):
             getattr(self, name).load_state_dict(state[name])
         self.schedule.load_state_dict({"lr_lambdas": [None], **state["schedule"]})
+        torch.set_rng_state(state["random"])
         self.steps, self.seconds = state["steps"], state["seconds"]
 
 
