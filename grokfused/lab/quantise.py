@@ -106,20 +106,22 @@ class _QuantisedGrad(torch.autograd.Function):
 
 
 def integer_layer(layer: Callable[..., Tensor], bits: int, scales: Scales) -> Callable[..., Tensor]:
-    """Returns a layer (inputs, weight, ...) whose inputs, weight and gradient go through integers; 0 bits: as is."""
+    """Returns a layer (inputs, weight, ...) with inputs, weight and gradient quantised; 0 bits: as it is."""
     if not bits:
         return layer
 
+    forwards: Callable[..., Tensor] = _Quantised.apply
+    backwards: Callable[..., Tensor] = _QuantisedGrad.apply
+
     def quantised_layer(inputs: Tensor, weight: Tensor, **options: Any) -> Tensor:
-        outputs = layer(_Quantised.apply(inputs, bits), _Quantised.apply(weight, bits), **options)
-        result: Tensor = _QuantisedGrad.apply(outputs, bits, scales)
-        return result
+        outputs = layer(forwards(inputs, bits), forwards(weight, bits), **options)
+        return backwards(outputs, bits, scales)
 
     return quantised_layer
 
 
 class Norm(nn.Module):
-    """``gamma (x - mean) / deviation + beta`` over all but the batch; of L1, deviation is the mean of ``|x - mean|``.
+    """``gamma (x - mean) / deviation + beta`` over all but the batch; L1's deviation is mean ``|x - mean|``.
 
     Args:
         channels: In dimension 1; gamma and beta have one number for each.

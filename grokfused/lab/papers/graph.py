@@ -98,8 +98,8 @@ def verdict(record: Record) -> Verdict:
             f"(decay 0.01, EMA(0.9, 1)), means of the seeds: ÷{times:.2f}; the paper has ÷1.89.",
             f"Decay 0.01 alone is ÷{decay:.2f}; the filter is ÷{filtered:.2f} with that decay, "
             f"÷{low / low_ema:.2f} without one.",
-            "Fifty molecules to learn from and fifty to judge by: rows differ by less than seeds do where their "
-            "ranges overlap.",
+            "Fifty molecules to learn from and fifty to judge by: where the ranges of rows overlap, seeds "
+            "differ by more than rows do.",
         ],
     )
 
