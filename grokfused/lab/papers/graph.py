@@ -22,10 +22,10 @@ class Setting:
     count: int = 100
     train: int = 50
     width: int = 32
-    scale: float = 3.0
+    scale: float = 2.0
     batch: int = 32
     every: int = 25
-    steps: int = 2_000
+    steps: int = 1_500
 
 
 ROWS = four(0.0, 0.01, alpha=0.9, lamb=1.0, lr=1e-3)
@@ -110,7 +110,7 @@ def draw(record: Record, figure: Figure) -> None:
     draw_curves(record, figure, "error", labels, xscale="log", yscale="log")
 
 
-USUAL = Size(Setting(), tuple(ROWS))
+USUAL = Size(Setting(), tuple(ROWS), (0, 1, 2, 3, 4))
 PAPER = Paper(
     name="graph",
     rows=ROWS,
@@ -118,7 +118,7 @@ PAPER = Paper(
     sizes={
         "quick": Size(Setting(width=8, steps=400, every=20), tuple(ROWS), (0,)),
         "usual": USUAL,
-        "full": USUAL._replace(setting=Setting(steps=100_000), seeds=tuple(range(5))),
+        "full": USUAL._replace(setting=Setting(steps=100_000), seeds=tuple(range(10))),
     },
     columns=("AdamW with", "smallest error", "at step", "error at the end", "training error at the end"),
     cells=table_of(ROWS, {"best": 3, "at": 0, "last": 3, "fit": 4}),

@@ -240,7 +240,7 @@ def verdict(record: Record) -> Verdict:
             f"{mean['full']:.1f}.",
             f"L2-normalised features with the three terms change LayerNorm tuning by {terms:+.1f} points. On "
             f"the images of before, LayerNorms keep {kept['ln']:.1f} %, everything {kept['full']:.1f}.",
-            f"A step of 100 tensors of 1,024 takes torch's fused AdamW {faster:.2f} times as long as GrokAdamW "
+            f"A step of 100 tensors of 1,024 takes torch's fused AdamW {faster:.2f} times as long as ours "
             "(a wall clock, in turn, on a machine that was not idle).",
         ],
     )

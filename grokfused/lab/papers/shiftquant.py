@@ -180,8 +180,10 @@ def verdict(record: Record) -> Verdict:
         "yes" if near and cheap else "in part" if near or cheap else "no",
         f"error {to_groups:.2f} times float groups', 4 bits lose {lost4:.2f} points",
         [
-            f"On recorded gradients at 4 bits, shifts have {to_groups:.2f} times the error of float "
-            f"scales for the same groups, {to_channels:.2f} times that of a scale for each channel and {to_tensor:.2f} "
+            "On recorded gradients at 4 bits, shifts have "
+            f"{to_groups:.2f} times the error of float "
+            f"scales for the same groups, {to_channels:.2f} times that of a scale for each "
+            f"channel and {to_tensor:.2f} "
             "times that of one scale for all.",
             f"Trained in integers throughout, the convolutions lose {lost6:.2f} points with 6 bits and "
             f"{lost4:.2f} with 4 (the paper: 0.92 with 4 bits, on ResNets); with one scale for gradients "
