@@ -100,4 +100,15 @@ ABOUT = {
         so and as before. LoRA has rank {rank} in all linear layers of the blocks. Each kind of
         tuning has one learning rate, not searched. GrokAdamW without filter, lr falling to 0 on a cosine.""",
     ),
+    "why": About(
+        "What moves while a network groks",
+        "arXiv:2405.19454, 2402.15555, 2310.06110, 2405.17479 and 2210.01117",
+        "While a network groks, the rank of its features and its local complexity fall, its tangent kernel aligns with the answers, and its weight norm falls.",
+        """One task for all measures: a + b mod {modulus}, {train_share:.0%} of the unordered pairs to train on, the
+        perceptron of the tickets (width {width}, {hidden} hidden), full batch, GrokAdamW with lr {lr:g} and decay
+        {weight_decay:g}, without and with EMA(0.98, 1). The papers use networks on images and one-dimensional
+        functions. Measures are those of `grokfused/lab/measures.py`, on training data, every {every} steps; the
+        tangent kernel is of {kernel_of} equations, the gradient stream of 64 elements over {stream} steps. A run ends
+        {after:,} steps after it has generalised ({threshold:.0%}), or after {steps:,}.""",
+    ),
 }

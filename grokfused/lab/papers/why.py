@@ -1,0 +1,230 @@
+"""Why networks grok: what several papers measure, over the same runs, with and without the filter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn.functional import linear, one_hot
+
+from grokfused import GrokAdamW
+from grokfused.lab import measures
+from grokfused.lab.addition import MLP, accuracy, loss_of, modular_addition
+from grokfused.lab.papers.frame import Paper, Record, Run, Size, Verdict, Watch, rows_in, runs_of
+from grokfused.lab.papers.pages import spread
+from grokfused.lab.papers.training import Batches, Training, crossings, curve, has_stayed
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all runs share: a + b mod ``modulus``, full batch, and how the measures are taken."""
+
+    modulus: int = 31
+    train_share: float = 0.7
+    width: int = 128
+    hidden: int = 48
+    lr: float = 3e-3
+    weight_decay: float = 1.0
+    threshold: float = 0.95
+    steps: int = 8_000
+    every: int = 50
+    after: int = 500
+    kernel_of: int = 48  # equations
+    stream: int = 200  # steps of the gradient stream, of 64 elements
+    period: int = 50  # steps, 1 / (1 - alpha)
+    radius: float = 0.5
+
+
+class Row(NamedTuple):
+    """The filter's lamb, at alpha 0.98."""
+
+    what: str
+    lamb: float
+
+
+ROWS = {"none": Row("no filter", 0.0), "ema": Row("EMA(0.98, 1)", 1.0)}
+MEASURES = {
+    "weight norm": "weight norm",
+    "rank": "effective rank of the hidden features",
+    "complexity": "local complexity around training data",
+    "alignment": "alignment of the tangent kernel with the answers",
+    "scale": "output scale",
+    "slow": "power of the gradient stream at periods of 50 steps or more",
+    "cosine": "cosine of gradient and slow gradient",
+    "low": "power of the residual in the lowest fifth of frequencies",
+}
+
+
+class Observed(nn.Module):
+    """The network, and what its optimizer saw last: in buffers, so that a checkpoint has them too."""
+
+    stream: Tensor
+
+    def __init__(self, network: MLP, steps: int) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("stream", torch.zeros(steps, 64))
+        for number, param in enumerate(network.parameters()):
+            self.register_buffer(f"slow_{number}", torch.zeros_like(param))
+
+    def note(self, *_: object) -> None:
+        """Notes the present gradients, before a step."""
+        grads = self.grads()
+        self.stream = torch.cat([self.stream[1:], grads[1].flatten()[None, :64]])
+        for slow, grad in zip(self.slow(), grads, strict=True):
+            slow.lerp_(grad, 0.02)
+
+    def grads(self) -> list[Tensor]:
+        """Returns the gradients."""
+        return [param.grad for param in self.network.parameters() if param.grad is not None]
+
+    def slow(self) -> list[Tensor]:
+        """Returns their moving means, alpha 0.98."""
+        return [buffer for name, buffer in self.named_buffers() if name.startswith("slow_")]
+
+    def hidden(self, counts: Tensor) -> Tensor:
+        """Returns what the ReLUs get, [n, hidden]."""
+        return linear(counts, self.network.w_in @ self.network.embed)
+
+
+def measured(model: Observed, counts: Tensor, sums: Tensor, setting: Setting, ways: Tensor) -> Run:
+    """Returns every measure, on the training data."""
+    network, part = model.network, counts[: setting.kernel_of]
+    answers = one_hot(sums, setting.modulus).float()
+    with torch.no_grad():
+        logits = network(counts)
+        hidden = model.hidden(counts)
+        residual = 1 - logits.double().softmax(1).gather(1, sums[:, None])[:, 0]
+    kernel = measures.tangent_kernel(network, part)
+    half = setting.modulus // 2
+    return {
+        "weight norm": measures.weight_norm(network.parameters()),
+        "rank": measures.effective_rank(hidden.relu()),
+        "complexity": measures.local_complexity(
+            lambda x: [model.hidden(x)], counts[:64], setting.radius, ways
+        ),
+        "alignment": measures.kernel_alignment(kernel, answers[: setting.kernel_of]),
+        "scale": measures.output_scale(logits),
+        "slow": measures.slow_share(model.stream, setting.period),
+        "cosine": measures.cosine(model.grads(), model.slow()),
+        "low": measures.low_frequency_share(residual, sums / setting.modulus, half, max(1, half // 5)),
+    }
+
+
+def run(name: str, seed: int, setting: Setting, watch: Watch) -> Run:
+    """Trains until some time after the network has generalised; returns the measures' curves."""
+    random = torch.Generator().manual_seed(seed)
+    task = modular_addition(random, setting.modulus, setting.train_share)
+    network = MLP(setting.modulus, random, setting.width, setting.hidden)
+    model = Observed(network, setting.stream).to(watch.device)
+    train, test = (
+        (one_hot(pairs, setting.modulus).sum(1).float().to(watch.device), sums.to(watch.device))
+        for pairs, sums in ((task.train, task.train_sums), (task.test, task.test_sums))
+    )
+    ways = torch.linalg.qr(torch.randn(setting.modulus, 12, generator=random))[0].T.to(watch.device)
+    lamb = ROWS[name].lamb
+    optimizer = GrokAdamW(
+        network.parameters(),
+        setting.lr,
+        betas=(0.9, 0.98),
+        weight_decay=setting.weight_decay,
+        grad_filter="ema" if lamb else "none",
+        alpha=0.98,
+        lamb=lamb,
+    )
+    optimizer.register_step_pre_hook(model.note)
+    batches = Batches(len(train[1]), 0, seed, watch.device)
+    training = Training(model, optimizer, batches, lambda rows: loss_of(network(train[0]), train[1]))
+
+    def measure() -> Run:
+        accuracies = {"test": accuracy(network, *test), "train": accuracy(network, *train)}
+        return {**accuracies, **measured(model, *train, setting, ways)}
+
+    enough = has_stayed("test", setting.threshold, setting.after)
+    points = curve(training, watch, setting.steps, setting.every, measure, enough)
+    memorised, _ = crossings(points, "train", setting.threshold)
+    generalised, stable = crossings(points, "test", setting.threshold)
+    return {"memorised": memorised, "generalised": generalised, "stable": stable, "points": points}
+
+
+def at(run: Run, when: str, name: str) -> float | None:
+    """Returns a measure where the run has memorised or generalised, None if it never has."""
+    return next((point[name] for point in run["points"] if point["step"] == run[when]), None)
+
+
+def cells(record: Record) -> list[list[str]]:
+    """Returns the table: each measure where the network has memorised, and where it generalises."""
+    found = []
+    for row in rows_in(record):
+        runs = runs_of(record, row)
+        times = [spread([run[when] for run in runs]) for when in ("memorised", "generalised")]
+        found.append([ROWS[row].what, "step", *times, ""])
+        for name, what in MEASURES.items():
+            begin, end = ([at(run, when, name) for run in runs] for when in ("memorised", "generalised"))
+            falls = sum(b < a for a, b in zip(begin, end, strict=True) if a is not None and b is not None)
+            found.append(["", what, spread(begin, 2), spread(end, 2), f"{falls} of {len(runs)}"])
+    return found
+
+
+def falls(record: Record, row: str, name: str) -> list[bool]:
+    """Returns of each run that generalised whether a measure fell from memorising to generalising."""
+    pairs = [(at(run, "memorised", name), at(run, "generalised", name)) for run in runs_of(record, row)]
+    return [b < a for a, b in pairs if a is not None and b is not None]
+
+
+def verdict(record: Record) -> Verdict:
+    """Returns which of the papers' directions hold in every run."""
+    claims = {"rank": True, "complexity": True, "alignment": False, "weight norm": True}
+    holds = {
+        name: [fell == falling for row in rows_in(record) for fell in falls(record, row, name)]
+        for name, falling in claims.items()
+    }
+    always = [name for name, found in holds.items() if found and all(found)]
+    steps = [spread([run["generalised"] for run in runs_of(record, row)]) for row in ROWS]
+    rates = ", ".join(f"{MEASURES[name]} {sum(found)} of {len(found)}" for name, found in holds.items())
+    return Verdict(
+        "yes" if len(always) == len(claims) else "in part" if always else "no",
+        f"{len(always)} of {len(claims)} directions in all runs",
+        [
+            "From memorising to generalising, rank, complexity and weight norm should fall and the alignment "
+            f"rise. Runs in which they do: {rates}.",
+            f"The network generalises after {steps[0]} steps without and {steps[1]} with the filter (median, "
+            "smallest to largest).",
+            "A measure that moves while a network groks need not be why: all of them are read off one small "
+            "network on one task, on its training data.",
+        ],
+    )
+
+
+def draw(record: Record, figure: Figure) -> None:
+    """Draws each measure over steps, beside the accuracies: a colour a row, a line a seed."""
+    axes = figure.subplots(3, 3, sharex=True).flatten()
+    for panel, name in zip(axes, ["test", *MEASURES], strict=True):
+        for number, row in enumerate(rows_in(record)):
+            for seed, one in enumerate(runs_of(record, row)):
+                steps, values = ([point[key] for point in one["points"]] for key in ("step", name))
+                label = None if seed else ROWS[row].what
+                panel.plot(steps, values, color=f"C{number}", linewidth=0.8, label=label)
+        panel.set_title(f"{name}{' accuracy' if name == 'test' else ''}", fontsize=8)
+        panel.tick_params(labelsize=6)
+    axes[0].legend(frameon=False, fontsize=6)
+
+
+QUICK = Setting(every=100, after=0, kernel_of=8)
+PAPER = Paper(
+    name="why",
+    rows=ROWS,
+    run=run,
+    sizes={
+        "quick": Size(QUICK, tuple(ROWS), (0,)),
+        "usual": Size(Setting(), tuple(ROWS)),
+        "full": Size(Setting(modulus=67, train_share=0.4, width=500, steps=40_000), tuple(ROWS)),
+    },
+    columns=("run", "measure", "memorised", "generalises", "falls in"),
+    cells=cells,
+    verdict=verdict,
+    draw=draw,
+)
