@@ -34,9 +34,9 @@ def facts() -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Returns what a JSON file gives back: tuples as lists, dtypes by name; of six digits."""
+    """Returns what a JSON file gives back: tuples as lists, dtypes by name; of eight digits."""
     if isinstance(value, float):
-        return float(f"{value:.6g}")
+        return float(f"{value:.8g}")
     if isinstance(value, Mapping):
         return {str(name): plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):

@@ -117,4 +117,30 @@ ABOUT = {
         tangent kernel is of {kernel_of} equations, the gradient stream of 64 elements over {stream} steps. A run ends
         {after:,} steps after it has generalised ({threshold:.0%}), or after {steps:,}.""",
     ),
+    "rounding": About(
+        "Revisiting BFloat16 Training",
+        "arXiv:2010.06192",
+        "Training in 16-bit parameters loses accuracy where they are rounded to nearest; stochastic rounding or Kahan summation make it equal to float32.",
+        """A byte-level language model (the decoder of `grokfused/lab/model.py`, {layers} layers of width {dim}) learns
+        the language reference that ships with Python, the last {held_out:.0%} of it held out. Forward and backward
+        pass are computed in float32 from the widened parameters, so that rows differ in nothing but what is stored:
+        parameters, their gradients, states. GrokAdamW without the filter, {steps:,} steps of {batch} windows of
+        {context} bytes, lr {lr:g} falling to 0 on a cosine, weight decay {weight_decay:g}; in a seed, all rows begin
+        with the same weights and see the same windows. Bytes are per parameter: held in memory (parameter, states,
+        Kahan's rest), and moved by a step (all of these both ways, and the gradient). Losses are nats per byte, means
+        of the seeds; "above float32" is paired by seed.""",
+    ),
+    "tickets": About(
+        "Bridging Lottery Ticket and Grokking",
+        "arXiv:2310.19470",
+        "The largest 40 % of the weights of a network that generalises, trained anew from their beginnings, generalise almost as soon as they memorise; other masks and norms do not, and a ticket of 19 % needs no weight decay.",
+        """AdamW (GrokAdamW without filter), betas (0.9, 0.98); tickets keep {density:.0%}, global magnitude. **mlp** is
+        the paper's: a + b mod 67, 911 of 2,278 pairs, perceptron of 115,000 weights, lr 0.001, decay 1, 40,000 steps
+        instead of 30,000 (a seed generalises later than that). **small** is the same for a + b mod 31, 70 % of the
+        pairs, width 128, lr 0.003, 4,000 steps. **transformer** is a decoder of one layer and width 64, with
+        LayerNorms that the paper's has not, on that task. **mnist** is Omnigrok's perceptron on 1,000 digits (4,000
+        held out, batches of 200, squared error, decay 1 instead of 0.1, threshold 85 %). t_mem and t_gen are first
+        crossings of the threshold (95 % elsewhere) in training and test accuracy; a run ends at t_gen, but a dense
+        one. SynFlow is the original (100 rounds, an input of ones).""",
+    ),
 }

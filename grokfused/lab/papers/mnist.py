@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from matplotlib.figure import Figure
-from torch import nn
 from torch.nn.functional import mse_loss, one_hot
 
 from grokfused.lab.data import digits, digits_on
 from grokfused.lab.papers.cells import Row, draw_curves, four, mean_of, table_of, thinned
 from grokfused.lab.papers.frame import Paper, Record, Run, Size, Verdict, Watch, rows_in, runs_of
 from grokfused.lab.papers.training import Batches, Training, accuracy, crossings, curve, has_stayed
+from grokfused.lab.perceptron import perceptron
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,8 @@ def run(name: str, seed: int, setting: Setting, watch: Watch) -> Run:
     """Trains the perceptron with a row's optimizer."""
     images, shown, held, truth = digits_on(watch.device, setting.train, setting.held_out)
     torch.manual_seed(seed)
-    sizes = (784, setting.hidden, setting.hidden, 10)
-    layers = [nn.Linear(inputs, outputs) for inputs, outputs in pairwise(sizes)]
-    model = nn.Sequential(nn.Flatten(), layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2]).to(
-        watch.device
-    )
-    with torch.no_grad():
-        for param in model.parameters():
-            param.mul_(setting.scale)
+    widths = (784, setting.hidden, setting.hidden, 10)
+    model = perceptron(widths, setting.scale).to(watch.device)
     wanted = one_hot(shown, 10).float()
     training = Training(
         model,

@@ -39,8 +39,8 @@ After {source}. The page and its figure are written by `grokfused reproduce {nam
 {command}
 ```
 
-Commit {commits}; torch {torch}, Python {python}; {machine}; {date:.10}. {runs} runs, {seconds:,.0f} seconds
-of processor time; seeds {seeds}.
+Commit {commits}; torch {torch}, Python {python}; {machine}; {date:.10}. {runs} runs, seconds of
+processor time: {seconds}; seeds {seeds}.
 """
 INDEX = """# Papers, reproduced
 
@@ -78,8 +78,10 @@ def _seeds(record: Record) -> list[int]:
     return sorted({run["seed"] for run in record["runs"]})
 
 
-def _seconds(record: Record) -> float:
-    return float(sum(run["seconds"] for run in record["runs"]))
+def _seconds(record: Record) -> str:
+    found = [run["seconds"] for run in record["runs"] if run["seconds"] is not None]
+    part = f" ({len(found)} of {len(record['runs'])} runs)" if len(found) < len(record["runs"]) else ""
+    return f"{sum(found):,.0f}{part}" if found else "not recorded"
 
 
 def machine(record: Record) -> str:
@@ -117,7 +119,7 @@ def index(papers: Mapping[str, Paper], records: Mapping[str, Record]) -> str:
             picture = f'<img src="{name}.png" width="240" alt="{name}">'
             link, numbers = (
                 f"[{paper.about.title}]({name}.md)",
-                (str(len(_seeds(record))), f"{_seconds(record):,.0f}"),
+                (str(len(_seeds(record))), _seconds(record)),
             )
             cells.append([link, paper.about.claim, verdict.holds, verdict.factor, *numbers, picture])
     return INDEX + "\n".join(page.markdown_table(COLUMNS, cells)) + "\n"

@@ -1,4 +1,4 @@
-"""What the roundings of 16-bit parameters cost and give: a small byte-level language model, trained in each.
+"""What the roundings of 16-bit parameters cost and give (arXiv:2010.06192), in a small language model.
 
 The text ships with Python: the language reference that ``help()`` shows. Forward and backward pass are
 computed in float32 from the widened parameters, so that runs differ in nothing but how parameters (and
@@ -8,17 +8,22 @@ gradients, to the same bits) are stored.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from torch.nn.functional import cross_entropy
 
 from grokfused import GrokAdamW
-from grokfused.backends import block8
-from grokfused.lab.data import BYTES, Text, windows
+from grokfused.lab.data import BYTES, Text, text_of, windows
 from grokfused.lab.model import Decoder
+from grokfused.lab.papers.cells import mean_of
+from grokfused.lab.papers.frame import Paper, Record, Run, Size, Verdict, Watch
+from grokfused.lab.papers.pages import paired
+from grokfused.lab.state_bytes import states_bytes
 
 LOSS_SCALE = 1024.0  # a power of two: it changes nothing but which float16 gradients underflow
 
@@ -42,13 +47,6 @@ FULL = Setting()
 QUICK = Setting(dim=16, layers=1, context=8, batch=64, steps=120, questions=1_024)
 
 
-def states_bytes(state_dtype: torch.dtype | str, states: int) -> float:
-    """Returns the bytes that so many states take, per parameter; of 8 bits, with their bases."""
-    if isinstance(state_dtype, torch.dtype):
-        return states * state_dtype.itemsize
-    return states + torch.int32.itemsize / block8.BLOCK
-
-
 class Row(NamedTuple):
     """How a run stores its parameters and its optimizer's states."""
 
@@ -61,7 +59,7 @@ class Row(NamedTuple):
         return {name: str(value).removeprefix("torch.") for name, value in self._asdict().items()}
 
     @property
-    def name(self) -> str:
+    def what(self) -> str:
         """What tables call it."""
         param, rounding, state = self.options().values()
         rounded = "" if self.param_dtype is torch.float32 else f", {rounding}"
@@ -81,7 +79,7 @@ class Row(NamedTuple):
 
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-ROWS = (
+KINDS = (
     Row(F32),
     *(Row(dtype, rounding) for dtype in (BF16, F16) for rounding in ("nearest", "stochastic", "kahan")),
     Row(BF16, "stochastic", BF16),
@@ -90,9 +88,10 @@ ROWS = (
     Row(BF16, "stochastic", "block8"),
     Row(BF16, "kahan", "block8"),
 )
+ROWS = {row.what: row for row in KINDS}
 
 
-class Run:
+class Model:
     """One model in training.
 
     Args:
@@ -157,3 +156,78 @@ class Run:
             for questions, answers in zip(*(part.split(1024) for part in asked), strict=True)
         ]
         return float(torch.stack(losses).sum()) / self.setting.questions
+
+
+def run(name: str, seed: int, setting: Setting, watch: Watch) -> Run:
+    """Trains the model; returns its loss on the text held out."""
+    model = Model(ROWS[name], seed, setting, text_of(setting.held_out))
+    for step, loss in enumerate(model.losses(), 1):
+        if step % 50 == 0:
+            watch.show(step / setting.steps, f"step {step:,}, loss {loss:.3f}")
+            watch.save("", dict)  # Ctrl-C ends it; it begins anew, being half a minute
+    return {"loss": model.held_out_loss()}
+
+
+def above(record: Record, row: str) -> list[float]:
+    """Returns by how much the row's loss is above that of float32, seed by seed."""
+    return paired(record, row, "float32", "loss")
+
+
+def cells(record: Record) -> list[list[str]]:
+    """Returns the table, row by row; bytes are per parameter."""
+    found = []
+    for name, row in ROWS.items():
+        more = above(record, name)
+        ends = [f"{statistics.mean(more):+.4f}", f"{min(more):+.4f} to {max(more):+.4f}"]
+        bytes_ = [f"{size:.4g}" for size in (row.held_bytes, row.moved_bytes)]
+        mean = f"{mean_of(record, name, 'loss'):.4f}"
+        found.append([name, *bytes_, mean, *(ends if name != "float32" else ["", ""])])
+    return found
+
+
+def verdict(record: Record) -> Verdict:
+    """Returns what the figures say, and what they do not."""
+    nearest, stochastic, kahan = (above(record, f"bfloat16, {how}") for how in ROUNDINGS)
+    lost, left = statistics.mean(nearest), [statistics.mean(more) for more in (stochastic, kahan)]
+    kept = all(abs(value) < 0.05 * lost for value in left) and min(nearest) > 0
+    ranges = {name: above(record, name) for name in list(ROWS)[1:]}
+    equal = [name for name, more in ranges.items() if min(more) <= 0 <= max(more)]
+    reading = [
+        f"bfloat16 rounded to nearest ends {lost:+.4f} nats per byte from float32, mean of the seeds; "
+        f"rounded stochastically {left[0]:+.4f}, with Kahan's compensation {left[1]:+.4f}.",
+        f"Seeds disagree on which side of float32 these end: {'; '.join(equal) or 'none'}.",
+        "What nearest loses depends on how small steps are beside parameters. This is one small model, one "
+        "lr and few seeds: an order, no interval, and no statement about large models.",
+    ]
+    holds = "yes" if kept else "no" if lost <= 0 else "in part"
+    return Verdict(holds, f"{lost:+.3f} nats nearest, {left[0]:+.3f} stochastic", reading)
+
+
+def draw(record: Record, figure: Figure) -> None:
+    """Draws each row's loss above float32, seed by seed, over the bytes that it holds."""
+    axes = figure.add_subplot()
+    for number, (name, row) in enumerate(list(ROWS.items())[1:]):
+        more = above(record, name)
+        axes.plot([row.held_bytes] * len(more), more, "o^"[number % 2], markersize=5, label=name)
+    axes.axhline(0, color="0.7", linewidth=0.8)
+    axes.set(xlabel="bytes held per parameter", ylabel="loss above float32, nats per byte")
+    axes.set_yscale("symlog", linthresh=1e-3)
+    axes.legend(frameon=False, fontsize=7)
+
+
+ROUNDINGS = ("nearest", "stochastic", "kahan")
+COLUMNS = ("parameters", "bytes held", "bytes moved", "held-out loss", "above float32", "range")
+PAPER = Paper(
+    name="rounding",
+    rows=ROWS,
+    run=run,
+    sizes={
+        "quick": Size(QUICK, tuple(ROWS), (0,)),
+        "usual": Size(FULL, tuple(ROWS)),
+        "full": Size(FULL, tuple(ROWS), tuple(range(10))),
+    },
+    columns=COLUMNS,
+    cells=cells,
+    verdict=verdict,
+    draw=draw,
+)
