@@ -204,11 +204,11 @@ def run(name: str, seed: int, setting: Setting, watch: Watch) -> Run:
     found: Run = {"t_mem": memorised, "t_gen": generalised, "stable": stable, "last": points[-1]["step"]}
     found["best"] = max(point["test"] for point in points)
     if dense:
-        found["moved"] = movement(problem.model, row, net, seed, setting, watch)
+        found["moved"] = moved(problem.model, row, net, seed, setting, watch)
     return {**found, "seconds": points[-1]["seconds"]}
 
 
-def movement(
+def moved(
     model: nn.Module, row: Row, net: Net, seed: int, setting: Setting, watch: Watch
 ) -> list[list[float]]:
     """Returns [step, Jaccard distance] of the masks of each snapshot and the one before it."""
@@ -256,6 +256,10 @@ def verdict(record: Record) -> Verdict:
     sparse = [run["best"] for row in rows_in(record) if row.endswith("-81") for run in runs_of(record, row)]
     dense = [run for net in nets for run in runs_of(record, f"{net}-dense") if run.get("moved")]
     peaks = [max(run["moved"], key=lambda pair: pair[1])[0] / run["last"] for run in dense]
+    movement = (
+        f"Without decay, tickets of 19 % reach {spread(sparse, 2)} test accuracy; the paper has them "
+        f"generalise. Masks of dense runs move most after {spread(peaks, 2)} of their steps."
+    )
     return Verdict(
         "yes" if all(sooner) else "in part" if any(sooner) else "no",
         ", ".join(f"{net} {middle[net]:.1f}x" for net in nets),
@@ -265,8 +269,7 @@ def verdict(record: Record) -> Verdict:
             "Random masks and the largest weights when only memorised reach at best these test accuracies: "
             + ", ".join(f"{net} {others[net]:.3f}" for net in nets)
             + ".",
-            f"Without decay, tickets of 19 % reach {spread(sparse, 2)} test accuracy; the paper has them "
-            f"generalise. Masks of dense runs move most after {spread(peaks, 2)} of their steps.",
+            *([movement] if sparse and peaks else []),
         ],
     )
 
@@ -291,7 +294,8 @@ def draw(record: Record, figure: Figure) -> None:
                     [step / steps[-1] for step in steps], moved, f"C{number}", label=None if at else net
                 )
     right.set(xlabel="share of the dense run", ylabel="Jaccard distance of masks, a twentieth apart")
-    right.legend(frameon=False, fontsize=7)
+    if right.get_legend_handles_labels()[0]:
+        right.legend(frameon=False, fontsize=7)
 
 
 PAPER = Paper(
