@@ -33,7 +33,7 @@ class Setting:
     after: int = 100  # steps after the first crossing, to see whether it is stable
     steps: int = 1_600
     add_steps: int = 3_000
-    add_trials: int = 40  # of each search
+    add_trials: int = 30  # of each search
     multiply_trials: int = 12
 
 
