@@ -256,7 +256,7 @@ def draw(record: Record, figure: Figure) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-QUICK = Setting(train=500, held_out=500, dim=24, depth=2, first_steps=150, steps=100)
+QUICK = Setting(train=1_000, held_out=500, dim=32, depth=2, first_steps=300, steps=100)
 PAPER = Paper(
     name="ln-tuning",
     rows=ROWS,

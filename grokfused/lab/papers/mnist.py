@@ -61,22 +61,27 @@ def run(name: str, seed: int, setting: Setting, watch: Watch) -> Run:
 
 def verdict(record: Record) -> Verdict:
     """Returns where the factor comes from: means of the first crossings."""
-    low, both, decay, beta1 = (
-        mean_of(record, row, "first") for row in ("low", "high-ema", "high", "high-beta1")
-    )
-    filtered = [run["first"] for run in runs_of(record, "low-ema")]
+    low, both, decay = (mean_of(record, row, "first") for row in ("low", "high-ema", "high"))
+    least = "at least " if low == float("inf") else ""  # a run that has not arrived counts with its budget
+    low = min(low, record["setting"]["steps"])
+    firsts = {
+        row: ", ".join(
+            "none" if run["first"] is None else f"{run['first']:,}" for run in runs_of(record, row)
+        )
+        for row in ("low-ema", "high-beta1")
+    }
+    share = decay / both  # what the filter is worth where both are changed
     return Verdict(
-        "no",
-        f"{low / both:.1f}x for decay and filter, {low / decay:.1f}x for the decay alone",
+        "no" if share < 1.5 else "in part" if share < 0.5 * low / both else "yes",
+        f"{least}{low / both:.1f}x for decay and filter, {least}{low / decay:.1f}x for the decay alone",
         [
             "The published change of both, decay 0.01 to 2 and no filter to EMA(0.8, 0.1), is "
-            f"{low / both:.1f}x here ({low:,.0f} to {both:,.0f} steps on average). The decay alone is "
-            f"{low / decay:.1f}x ({decay:,.0f} steps).",
-            f"At decay 2 the filter changes {decay:,.0f} into {both:,.0f} steps, beta1 raised to match it "
-            f"gives {beta1:,.0f}. At decay 0.01 the filter's first crossings are "
-            + ", ".join("none" if first is None else f"{first:,}" for first in filtered)
-            + ".",
-            "So the published factor on MNIST is one of weight decay, not of the filter.",
+            f"{least}{low / both:.1f}x here ({low:,.0f} to {both:,.0f} steps on average). The decay alone is "
+            f"{least}{low / decay:.1f}x ({decay:,.0f} steps), the filter's part {share:.2f}x.",
+            f"First crossings at decay 0.01 with the filter: {firsts['low-ema'] or 'not run'}; at decay 2 "
+            f"with beta1 raised in its place: {firsts['high-beta1'] or 'not run'}.",
+            "So the published factor on MNIST is that of a change of weight decay, if the filter's part is "
+            "about 1; the paper changes both at once and has no row that tells them apart.",
         ],
     )
 
@@ -87,7 +92,7 @@ def draw(record: Record, figure: Figure) -> None:
     draw_curves(record, figure, "accuracy", labels, xscale="log", ylim=(0, 1))
 
 
-QUICK = Setting(train=500, held_out=1_000, hidden=64, steps=3_000, threshold=0.7, every=100, after=0)
+QUICK = Setting(held_out=1_000, hidden=100, steps=2_000, threshold=0.6, after=0)
 USUAL = Size(Setting(), ("high", "high-ema", "high-beta1", "low", "low-ema"))
 PAPER = Paper(
     name="mnist",
