@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from grokfused.lab import reproduce
-from grokfused.lab.papers import pages, tickets
+from grokfused.lab.papers import pages, problems, tickets
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_a_ticket_generalises_in_half_of_the_dense_runs_steps(quick) -> None:
 @pytest.mark.parametrize("kind", ["random", "memorised"])
 def test_other_masks_of_that_density_do_not(quick, kind) -> None:
     assert quick[kind]["t_mem"] is not None, "it has memorised"
-    assert quick[kind]["best"] < tickets.MLP_31.threshold
+    assert quick[kind]["best"] < problems.MLP_31.threshold
     assert quick[kind]["last"] > 2 * quick["ticket"]["t_gen"]
 
 

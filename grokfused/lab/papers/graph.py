@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from grokfused.lab.data import molecules
 from grokfused.lab.papers.cells import draw_curves, four, mean_of, table_of, thinned
 from grokfused.lab.papers.frame import Paper, Record, Run, Size, Verdict, Watch, rows_in
+from grokfused.lab.papers.networks import GraphNetwork
 from grokfused.lab.papers.training import Batches, Training, curve
 
 
@@ -31,35 +31,12 @@ class Setting:
 ROWS = four(0.0, 0.01, alpha=0.9, lamb=1.0, lr=1e-3)
 
 
-class GraphNetwork(nn.Module):
-    """Two layers that add up neighbours, a matrix for each kind of bond; a sum over atoms; a perceptron."""
-
-    def __init__(self, elements: int, setting: Setting) -> None:
-        super().__init__()
-        width = setting.width
-        self.own = nn.ModuleList(nn.Linear(inputs, width) for inputs in (elements, width))
-        self.joined = nn.ModuleList(nn.Linear(inputs, 4 * width, bias=False) for inputs in (elements, width))
-        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
-        with torch.no_grad():
-            for param in self.parameters():
-                param.mul_(setting.scale)
-
-    def forward(self, atoms: Tensor, bonds: Tensor) -> Tensor:
-        """Maps atoms [n, atoms, elements] and bonds [n, 4, atoms, atoms] to a number each, [n]."""
-        there = atoms.sum(2, keepdim=True)
-        for own, joined in zip(self.own, self.joined, strict=True):
-            messages = joined(atoms).unflatten(2, (4, -1)).transpose(1, 2)
-            atoms = (own(atoms) + (bonds @ messages).sum(1)).relu() * there
-        found: Tensor = self.head(atoms.sum(1))
-        return found[:, 0]
-
-
 def run(name: str, seed: int, setting: Setting, watch: Watch) -> Run:
     """Trains the graph network; returns the smallest error held out."""
     torch.manual_seed(seed)
     atoms, bonds, solubility = (part.to(watch.device) for part in molecules(setting.count))
     wanted = (solubility - solubility.mean()) / solubility.std()
-    model = GraphNetwork(atoms.shape[2], setting).to(watch.device)
+    model = GraphNetwork(atoms.shape[2], setting.width, setting.scale).to(watch.device)
     held = slice(setting.train, None)
 
     @torch.no_grad()

@@ -11,13 +11,14 @@ from typing import NamedTuple
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 from torch.nn.utils.parametrize import register_parametrization
 
 from grokfused import GrokAdamW
 from grokfused.lab.data import digits, digits_on
 from grokfused.lab.papers.cells import mean_of
 from grokfused.lab.papers.frame import Paper, Record, Run, Size, Verdict, Watch, rows_in, runs_of
+from grokfused.lab.papers.networks import LowRank, ViT
 from grokfused.lab.papers.pages import spread
 from grokfused.lab.papers.training import Batches, Training, curve, falling
 from grokfused.losses import alignment, slerp, uniformity
@@ -60,63 +61,6 @@ ROWS = {
     "ln-terms": Row("LayerNorms; L2 norm, alignment, uniformity, slerp", part="norm", lr=1e-2, terms=True),
     "time": Row("a step of 100 tensors of 1,024", time=True),
 }
-
-
-class Block(nn.Module):
-    """Attention and MLP of a Transformer, each behind a LayerNorm."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm_1, self.norm_2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.mixed, self.joined = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps [batch, tokens, dim] to the same."""
-        q, k, v = self.mixed(self.norm_1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = x + self.joined(attended)
-        result: Tensor = x + self.mlp(self.norm_2(x))
-        return result
-
-
-class ViT(nn.Module):
-    """Patches of 7 x 7 of a 28 x 28 image; the mean of the tokens is the feature."""
-
-    def __init__(self, setting: Setting) -> None:
-        super().__init__()
-        dim = setting.dim
-        self.patches = nn.Conv2d(1, dim, 7, 7)
-        self.positions = nn.Parameter(0.02 * torch.randn(16, dim))
-        self.blocks = nn.Sequential(*(Block(dim, setting.heads) for _ in range(setting.depth)))
-        self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, 10)
-        self.normed = False
-
-    def features(self, images: Tensor) -> Tensor:
-        """Maps images to features [batch, dim], of norm 1 where ``normed``."""
-        tokens = self.patches(images).flatten(2).transpose(1, 2) + self.positions
-        found: Tensor = self.norm(self.blocks(tokens)).mean(1)
-        return normalize(found, dim=1) if self.normed else found
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Maps images to logits."""
-        found: Tensor = self.head(self.features(images))
-        return found
-
-
-class LowRank(nn.Module):
-    """``W + B A`` of rank r, B = 0 at first (LoRA, arXiv:2106.09685)."""
-
-    def __init__(self, weight: Tensor, rank: int) -> None:
-        super().__init__()
-        self.a = nn.Parameter(torch.randn(rank, weight.shape[1]) / weight.shape[1] ** 0.5)
-        self.b = nn.Parameter(torch.zeros(weight.shape[0], rank))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """Returns the weight as it counts."""
-        return weight + self.b @ self.a
 
 
 def shifted(images: Tensor) -> Tensor:
@@ -174,7 +118,7 @@ def run(name: str, seed: int, setting: Setting, watch: Watch) -> Run:
         return step_times(seed)
     images, shown, held, truth = digits_on(watch.device, setting.train, setting.held_out)
     torch.manual_seed(seed)
-    model = ViT(setting).to(watch.device)
+    model = ViT(setting.dim, setting.depth, setting.heads).to(watch.device)
     new, first = shifted(held), name == "first"
     if not first:
         model.load_state_dict(watch.kept(f"vit-{seed}"))

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from grokfused.lab.data import reviews
 from grokfused.lab.papers.cells import draw_curves, four, mean_of, table_of, thinned
 from grokfused.lab.papers.frame import Paper, Record, Run, Size, Verdict, Watch, rows_in
+from grokfused.lab.papers.networks import Reader
 from grokfused.lab.papers.training import Batches, Training, curve
 
 
@@ -35,28 +35,10 @@ class Setting:
 ROWS = four(0.1, 1.0, alpha=0.98, lamb=2.0, lr=3e-3)
 
 
-class Reader(nn.Module):
-    """Embedding, two layers of LSTM, and one output from its last state."""
-
-    def __init__(self, setting: Setting) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(1_000, setting.embedding)
-        self.lstm = nn.LSTM(setting.embedding, setting.hidden, 2, batch_first=True)
-        self.head = nn.Linear(setting.hidden, 1)
-        with torch.no_grad():
-            for param in self.parameters():
-                param.mul_(setting.scale)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Maps tokens [batch, length] to logits [batch]."""
-        logits: Tensor = self.head(self.lstm(self.embedding(tokens))[0][:, -1])
-        return logits[:, 0]
-
-
 def run(name: str, seed: int, setting: Setting, watch: Watch) -> Run:
     """Trains the reader; returns the best accuracy and the smallest loss held out."""
     torch.manual_seed(seed)
-    model = Reader(setting).to(watch.device)
+    model = Reader(setting.embedding, setting.hidden, setting.scale).to(watch.device)
     tokens, praise = (part.to(watch.device) for part in reviews(setting.count, length=setting.length))
     wanted, held = praise.float(), slice(setting.train, None)
 

@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from grokfused import GrokAdamW
 from grokfused.lab.data import digits, digits_on
 from grokfused.lab.papers.frame import Paper, Record, Run, Size, Verdict, Watch, rows_in, runs_of
+from grokfused.lab.papers.networks import Student
 from grokfused.lab.papers.pages import paired, spread
 from grokfused.lab.papers.training import Batches, Training, curve, falling
 from grokfused.losses import distillation, norm_and_direction
@@ -52,28 +53,14 @@ ROWS = {
 }
 
 
-class Network(nn.Module):
-    """784 - hidden - features - 10, with ReLU after the first two."""
-
-    def __init__(self, hidden: int, features: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(784, hidden), nn.ReLU(), nn.Linear(hidden, features), nn.ReLU())
-        self.head = nn.Linear(features, 10)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps images to features and logits."""
-        features = self.body(images.flatten(1))
-        return features, self.head(features)
-
-
 def run(name: str, seed: int, setting: Setting, watch: Watch) -> Run:
     """Trains the teacher, or a student of it; returns accuracy, norm and direction of features held out."""
     row = ROWS[name]
     images, shown, held, truth = digits_on(watch.device, setting.train, setting.held_out)
     torch.manual_seed(seed)
     hidden = setting.teacher_hidden if row.teacher else setting.student_hidden
-    model = Network(hidden, setting.features).to(watch.device)
-    teacher = Network(setting.teacher_hidden, setting.features).to(watch.device).requires_grad_(False)
+    model = Student(hidden, setting.features).to(watch.device)
+    teacher = Student(setting.teacher_hidden, setting.features).to(watch.device).requires_grad_(False)
     if not row.teacher:
         teacher.load_state_dict(watch.kept(f"teacher-{seed}"))
     theirs, taught = teacher(images)

@@ -8,17 +8,18 @@ from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
-from torch.nn.functional import conv2d, cross_entropy, linear
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from grokfused import GrokAdamW
 from grokfused.lab.data import BYTES, digits, digits_on, text_of, windows
 from grokfused.lab.model import Decoder
 from grokfused.lab.papers.cells import mean_of
 from grokfused.lab.papers.frame import Paper, Record, Run, Size, Verdict, Watch, rows_in, runs_of
+from grokfused.lab.papers.networks import Convolutions
 from grokfused.lab.papers.pages import spread
 from grokfused.lab.papers.training import Batches, Training, accuracy, curve, falling
-from grokfused.lab.quantise import SCALES, Norm, integer_layer, quantised
+from grokfused.lab.quantise import SCALES, quantised
 
 
 @dataclass(frozen=True)
@@ -57,29 +58,11 @@ ROWS = {
 }
 
 
-class Convolutions(nn.Module):
-    """Two convolutions with normalisation, and a linear layer; every product in integers of a row's bits."""
-
-    def __init__(self, setting: Setting, row: Row) -> None:
-        super().__init__()
-        width = setting.channels
-        self.first, self.second = nn.Conv2d(1, width, 3), nn.Conv2d(width, 2 * width, 3)
-        self.norms = nn.ModuleList([Norm(width, row.l1), Norm(2 * width, row.l1)])
-        self.head = nn.Linear(2 * width * 49, 10)
-        self.conv, self.linear = (integer_layer(f, row.bits, SCALES[row.scales]) for f in (conv2d, linear))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps images [batch, 1, 28, 28] to logits."""
-        for layer, norm in zip((self.first, self.second), self.norms, strict=True):
-            x = norm(self.conv(x, layer.weight, stride=2, padding=1)).relu()
-        return self.linear(x.flatten(1), self.head.weight) + self.head.bias
-
-
 def training_on_images(row: Row, seed: int, setting: Setting, device: str) -> Training:
     """Returns the convolutions, ready to be trained on digits."""
     torch.manual_seed(seed)
     images, shown, _, _ = digits_on(device, setting.train, setting.held_out)
-    model = Convolutions(setting, row).to(device)
+    model = Convolutions(setting.channels, row.bits, SCALES[row.scales], row.l1).to(device)
     batches = Batches(setting.train, setting.batch, seed, device)
     optimizer = GrokAdamW(model.parameters(), setting.lr, grad_filter="none")
 

@@ -3,52 +3,23 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
-from torch.nn.functional import mse_loss, one_hot
+from torch import nn
 
 from grokfused import GrokAdamW
-from grokfused.lab.addition import MLP, loss_of, modular_addition
-from grokfused.lab.data import digits, digits_on
-from grokfused.lab.model import Decoder
+from grokfused.lab.addition import loss_of
+from grokfused.lab.data import digits
+from grokfused.lab.papers import problems
 from grokfused.lab.papers.frame import Paper, Record, Run, Size, Verdict, Watch, rows_in, runs_of
 from grokfused.lab.papers.pages import spread
-from grokfused.lab.papers.training import Batches, Training, accuracy, crossings, curve, has_stayed
-from grokfused.lab.perceptron import perceptron
+from grokfused.lab.papers.problems import Net, Problem, State, problem_of
+from grokfused.lab.papers.training import Batches, Training, crossings, curve, has_stayed
 from grokfused.pruning import Ticket, find_masks, find_ticket, jaccard_distance
 
-State = dict[str, Tensor]
 MASKS = 20  # snapshots of a dense run, between which the movement of its masks is measured
-
-
-class Net(NamedTuple):
-    """A network and its task; ``dense`` is how long the dense one trains, ``budget`` the others at most.
-
-    ``memorised`` is the step of the ticket that is taken too early.
-    """
-
-    modulus: int
-    train_share: float
-    width: int
-    lr: float
-    weight_decay: float
-    dense: int
-    memorised: int
-    budget: int
-    every: int = 20
-    threshold: float = 0.95
-    batch: int = 0
-
-
-MLP_67 = Net(67, 0.4, 500, 1e-3, 1.0, 40_000, 2_000, 15_000)
-MLP_31 = Net(31, 0.7, 128, 3e-3, 1.0, 4_000, 200, 4_000)
-TRANSFORMER = Net(31, 0.7, 64, 1e-3, 1.0, 4_000, 200, 4_000)
-DIGITS = Net(0, 0.0, 200, 1e-3, 1.0, 6_000, 300, 6_000, 100, 0.85, 200)
 
 
 @dataclass(frozen=True)
@@ -56,10 +27,10 @@ class Setting:
     """What all runs share: the density of tickets, and the networks."""
 
     density: float = 0.4
-    mlp: Net = MLP_67
-    small: Net = MLP_31
-    transformer: Net = TRANSFORMER
-    mnist: Net = DIGITS
+    mlp: Net = problems.MLP_67
+    small: Net = problems.MLP_31
+    transformer: Net = problems.TRANSFORMER
+    mnist: Net = problems.DIGITS
 
 
 class Row(NamedTuple):
@@ -102,54 +73,6 @@ ROWS = {
     for net, kinds in NETS.items()
     for kind in kinds
 }
-
-
-@dataclass
-class Problem:
-    """A model at its beginning, the loss of some rows of its data, and its accuracies."""
-
-    model: nn.Module
-    count: int
-    loss: Callable[[Tensor], Tensor]
-    measure: Callable[[], Run]
-    batches: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # for scores
-
-
-def problem_of(name: str, net: Net, seed: int, device: str) -> Problem:
-    """Returns what a network learns, both drawn from the seed."""
-    random = torch.Generator().manual_seed(seed)
-    if name == "mnist":
-        torch.manual_seed(seed)
-        train, shown, held, truth = digits_on(device, 1_000, 4_000)
-        model: nn.Module = perceptron((784, net.width, net.width, 10), scale=8.0).to(device)
-        wanted = one_hot(shown, 10).float()
-
-        def error(rows: Tensor) -> Tensor:
-            return mse_loss(model(train[rows]), wanted[rows])
-
-        return Problem(model, len(shown), error, _accuracies(model, (train, shown), (held, truth)))
-    task = modular_addition(random, net.modulus, net.train_share)
-    pairs = {"train": task.train, "test": task.test}
-    if name == "transformer":
-        torch.manual_seed(seed)
-        model = Decoder(net.modulus + 1, net.width, layers=1, length=3).to(device)
-        asked = {key: nn.functional.pad(each, (0, 1), value=net.modulus) for key, each in pairs.items()}
-    else:
-        model = MLP(net.modulus, random, net.width, 48).to(device)
-        asked = {key: one_hot(each, net.modulus).sum(1).float() for key, each in pairs.items()}
-    known = asked["train"].to(device), task.train_sums.to(device)
-    new = asked["test"].to(device), task.test_sums.to(device)
-
-    def loss(rows: Tensor) -> Tensor:
-        return loss_of(model(known[0]), known[1])
-
-    return Problem(model, len(known[1]), loss, _accuracies(model, known, new), [known])
-
-
-def _accuracies(
-    model: nn.Module, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
-) -> Callable[[], Run]:
-    return lambda: {"test": accuracy(model, *test), "train": accuracy(model, *train)}
 
 
 def begin(problem: Problem, row: Row, net: Net, seed: int, setting: Setting, watch: Watch) -> State:

@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
-from torch.nn.functional import linear, one_hot
+from torch import Tensor
+from torch.nn.functional import one_hot
 
 from grokfused import GrokAdamW
 from grokfused.lab import measures
 from grokfused.lab.addition import MLP, accuracy, loss_of, modular_addition
 from grokfused.lab.papers.frame import Paper, Record, Run, Size, Verdict, Watch, rows_in, runs_of
+from grokfused.lab.papers.networks import Observed
 from grokfused.lab.papers.pages import spread
 from grokfused.lab.papers.training import Batches, Training, crossings, curve, has_stayed
 
@@ -56,38 +57,6 @@ MEASURES = {
     "cosine": "cosine of gradient and slow gradient",
     "low": "power of the residual in the lowest fifth of frequencies",
 }
-
-
-class Observed(nn.Module):
-    """The network, and what its optimizer saw last: in buffers, so that a checkpoint has them too."""
-
-    stream: Tensor
-
-    def __init__(self, network: MLP, steps: int) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("stream", torch.zeros(steps, 64))
-        for number, param in enumerate(network.parameters()):
-            self.register_buffer(f"slow_{number}", torch.zeros_like(param))
-
-    def note(self, *_: object) -> None:
-        """Notes the present gradients, before a step."""
-        grads = self.grads()
-        self.stream = torch.cat([self.stream[1:], grads[1].flatten()[None, :64]])
-        for slow, grad in zip(self.slow(), grads, strict=True):
-            slow.lerp_(grad, 0.02)
-
-    def grads(self) -> list[Tensor]:
-        """Returns the gradients."""
-        return [param.grad for param in self.network.parameters() if param.grad is not None]
-
-    def slow(self) -> list[Tensor]:
-        """Returns their moving means, alpha 0.98."""
-        return [buffer for name, buffer in self.named_buffers() if name.startswith("slow_")]
-
-    def hidden(self, counts: Tensor) -> Tensor:
-        """Returns what the ReLUs get, [n, hidden]."""
-        return linear(counts, self.network.w_in @ self.network.embed)
 
 
 def measured(model: Observed, counts: Tensor, sums: Tensor, setting: Setting, ways: Tensor) -> Run:
