@@ -271,3 +271,43 @@ def test_what_cannot_be_run_is_refused_by_name(arguments, told, tmp_path) -> Non
     assert done.exit_code == 2
     assert told in " ".join(done.output.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_ends_the_command_with_its_usual_status_and_the_same_command_goes_on(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setitem(PAPERS["why"].sizes, "quick", PAPERS["why"].sizes["quick"]._replace(rows=("none",)))
+    monkeypatch.setattr(frame, "SAVE_EVERY", 0.0)
+    show = Watch.show
+
+    def pressing(watch: Watch, share: float, note: str) -> None:
+        show(watch, share, note)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    command = ["why", "--quick", "--out", str(tmp_path)]
+    with monkeypatch.context() as pressed:
+        pressed.setattr(Watch, "show", pressing)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        done = CliRunner().invoke(reproduce.app, command)
+        signal.signal(signal.SIGINT, before)
+    assert done.exit_code == 130
+    assert "interrupted; the same command continues" in done.output
+    assert torch.load(tmp_path / "checkpoint.pt")["state"]["training"]["steps"] == 100
+    assert not (tmp_path / "why.md").exists()
+
+
+def test_the_seconds_of_a_run_count_those_before_it_was_cut_short(tmp_path, monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(frame.time, "process_time", lambda: now[0])
+    with frame.watching(tmp_path, "cpu", 1) as watch:
+        now[0] = 10.0
+        watch.begin("one", {"row": "one"})
+        watch.saved_at, now[0] = 0.0, 14.0
+        watch.save("", dict)
+    now[0] = 100.0
+    with frame.watching(tmp_path, "cpu", 1) as watch:
+        watch.begin("one", {"row": "one"})
+        now[0] = 101.0  # what it takes to read the checkpoint is no part of the run
+        assert watch.saved("") == {}
+        now[0] = 106.0
+        assert watch.seconds() == 4.0 + 5.0

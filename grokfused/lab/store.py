@@ -21,7 +21,9 @@ class Store:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         whole = [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may cut the last short
         if len(whole) < len(lines):
-            path.write_text("".join(lines[:-1]))
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(lines[:-1]))
+            temporary.replace(path)
         self.runs = [run for run in whole if run.pop("setting") == self.setting]
 
     def find(self, **asked: Any) -> dict[str, Any] | None:

@@ -152,6 +152,9 @@ def verdict(record: Record) -> Verdict:
     mean = {data: 100 * statistics.mean(each) for data, each in more.items()}
     runs = {data: runs_of(record, f"{data}-el2n") for data in DATA}
     cost = {data: 100 * statistics.mean(run["0"] - run["0.5"] for run in runs[data]) for data in DATA}
+    tenth = {
+        data: 100 * statistics.mean(paired(record, f"{data}-el2n", f"{data}-random", "0.9")) for data in DATA
+    }
     noise = {data: statistics.median(run["noise"] for run in runs[data]) for data in DATA}
     above = [each > 0 for one in more.values() for each in one]
     return Verdict(
@@ -161,6 +164,8 @@ def verdict(record: Record) -> Verdict:
             f"With half of the data, the hardest by EL2N are {mean['digits']:+.2f} points from a random half "
             f"on digits and {mean['reviews']:+.2f} on reviews; all data gives {cost['digits']:+.2f} and "
             f"{cost['reviews']:+.2f} points more than they do.",
+            f"With a tenth of the data the hardest are {tenth['digits']:+.1f} and {tenth['reviews']:+.1f} "
+            "points from a random tenth: how much to prune, and from which end, depends on data and share.",
             f"Wrong labels (10 %) score above right ones with probability {noise['digits']:.2f} and "
             f"{noise['reviews']:.2f} by EL2N: what is kept longest of noisy data is its noise.",
         ],

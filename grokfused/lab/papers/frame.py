@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from grokfused.lab import page
 from grokfused.lab.papers.about import ABOUT, About
@@ -111,26 +111,22 @@ class Watch:
         self.done, self.title = 0.0, ""
         self.key: dict[str, Any] = {}
         self.began = self.saved_at = time.perf_counter()
+        self.spent, self.clock = 0.0, time.process_time()
         self.line_at = 0.0
         self.skipped = 0  # runs that were there already: they say nothing of how long the others take
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:.0f} %"),
-        )
-        self.bar = Progress(
-            *columns,
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        columns = (BarColumn(bar_width=24), TextColumn("{task.percentage:.0f} %  {task.description}"))
+        self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
         self.task = self.bar.add_task("", total=total)
 
     def begin(self, title: str, key: dict[str, Any]) -> None:
         """Says which run is the next; ``key`` is all that decides it."""
         self.title, self.key = title, key
         self.saved_at = time.perf_counter()
+        self.spent, self.clock = 0.0, time.process_time()
+
+    def seconds(self) -> float:
+        """Returns the processor's seconds of this run, those before it was cut short included."""
+        return self.spent + time.process_time() - self.clock
 
     def end(self, skipped: bool = False) -> None:
         """Counts a run."""
@@ -138,13 +134,15 @@ class Watch:
         self.bar.update(self.task, completed=self.done)
 
     def show(self, share: float, note: str) -> None:
-        """Shows how far the run is, in [0, 1]."""
-        now = time.perf_counter()
-        done = self.done + share
-        self.bar.update(self.task, completed=done, description=f"{self.title}  {note}")
-        if not console.is_terminal and now - self.line_at >= LINE_EVERY and done > self.skipped:
-            left = (now - self.began) / (done - self.skipped) * (self.total - done)
-            say(f"run {int(self.done) + 1} of {self.total}, {self.title}: {note}; about {_clock(left)} left")
+        """Shows how far the run is, in [0, 1], and the time that all runs together will still take."""
+        now, done = time.perf_counter(), self.done + share
+        if done <= self.skipped:
+            return
+        left = (now - self.began) / (done - self.skipped) * (self.total - done)
+        told = f"{self.title}: {note}; about {_clock(left)} left"
+        self.bar.update(self.task, completed=done, description=told)
+        if not console.is_terminal and now - self.line_at >= LINE_EVERY:
+            say(f"run {int(self.done) + 1} of {self.total}, {told}")
             self.line_at = now
 
     def keep(self, name: str, tensors: Any) -> None:
@@ -163,13 +161,17 @@ class Watch:
         if not path.exists():
             return None
         found = torch.load(path, weights_only=True, map_location="cpu")
-        return found["state"] if (found["key"], found["part"]) == (self.key, part) else None
+        if (found["key"], found["part"]) != (self.key, part):
+            return None
+        self.spent, self.clock = found["seconds"], time.process_time()
+        return found["state"]
 
     def save(self, part: str, state: Callable[[], Any]) -> None:
         """Writes a checkpoint where it is time to; stops here where Ctrl-C was pressed."""
         stop = self.interrupted()
         if stop or time.perf_counter() - self.saved_at >= SAVE_EVERY:
-            _write(self.out / "checkpoint.pt", {"key": self.key, "part": part, "state": state()})
+            about = {"key": self.key, "part": part, "seconds": self.seconds()}
+            _write(self.out / "checkpoint.pt", {**about, "state": state()})
             self.saved_at = time.perf_counter()
         if stop:
             raise Interrupted
@@ -222,10 +224,9 @@ def perform(paper: Paper, size: Size, seeds: Sequence[int], out: Path, device: s
             found = store.find(**key)
             if found is None:
                 watch.begin(f"seed {seed}, {paper.rows[row].what}", {**key, "setting": store.setting})
-                begin = time.process_time()
                 measured = page.plain(paper.run(row, seed, size.setting, watch))
-                seconds = round(measured.pop("seconds", time.process_time() - begin), 2)
-                found = {**key, **measured, "seconds": seconds, "commit": facts["commit"]}
+                clock = {"seconds": round(watch.seconds(), 2), "commit": facts["commit"]}
+                found = {**key, **measured, **clock}
                 store.add(found)
                 watch.end()
             else:

@@ -116,9 +116,8 @@ def run(name: str, seed: int, setting: Setting, watch: Watch) -> Run:
     steps = setting.add_steps if task == "add" else row.steps or setting.steps
     points = train(search.row_of(found, kind) if task else row, seed, setting, watch, steps)
     first, stable = crossings(points, "validation", setting.threshold)
-    best, seconds = max(point["validation"] for point in points), points[-1]["seconds"]
-    measured = {"first": first, "stable": stable, "best": best, "points": thinned(points), "seconds": seconds}
-    return {**measured, "found": found}
+    best = max(point["validation"] for point in points)
+    return {"first": first, "stable": stable, "best": best, "points": thinned(points), "found": found}
 
 
 def searched(task: str, kind: str, setting: Setting, watch: Watch) -> Run:

@@ -55,8 +55,8 @@ def run(name: str, seed: int, setting: Setting, watch: Watch) -> Run:
         training, watch, steps, setting.every, lambda: {"accuracy": accuracy(model, held, truth)}, enough
     )
     first, stable = crossings(points, "accuracy", setting.threshold)
-    best, seconds = max(point["accuracy"] for point in points), points[-1]["seconds"]
-    return {"first": first, "stable": stable, "best": best, "points": thinned(points), "seconds": seconds}
+    best = max(point["accuracy"] for point in points)
+    return {"first": first, "stable": stable, "best": best, "points": thinned(points)}
 
 
 def verdict(record: Record) -> Verdict:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,7 +70,7 @@ class Training:
     ) -> None:
         self.model, self.optimizer, self.batches, self.loss = model, optimizer, batches, loss
         self.schedule = LambdaLR(optimizer, scale)
-        self.steps, self.seconds = 0, 0.0
+        self.steps = 0
 
     def step(self) -> Tensor:
         """Takes one step; returns the loss before it, []."""
@@ -87,8 +86,7 @@ class Training:
         """Returns all that a continued training depends on."""
         parts = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "batches")}
         updates = {name: value for name, value in self.schedule.state_dict().items() if name != "lr_lambdas"}
-        counts = {"steps": self.steps, "seconds": self.seconds}
-        return {**parts, "schedule": updates, "random": torch.get_rng_state(), **counts}
+        return {**parts, "schedule": updates, "random": torch.get_rng_state(), "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where ``state_dict`` was taken."""
@@ -96,7 +94,7 @@ class Training:
             getattr(self, name).load_state_dict(state[name])
         self.schedule.load_state_dict({"lr_lambdas": [None], **state["schedule"]})
         torch.set_rng_state(state["random"])
-        self.steps, self.seconds = state["steps"], state["seconds"]
+        self.steps = state["steps"]
 
 
 def curve(
@@ -120,7 +118,7 @@ def curve(
         part: Tells apart the curves of a run. (default: "")
 
     Returns:
-        A point per measurement: ``step``, the measured numbers, and ``seconds``, the processor's.
+        A point per measurement: ``step`` and the measured numbers.
     """
     points: Points = []
     saved = watch.saved(part)
@@ -128,12 +126,10 @@ def curve(
         training.load_state_dict(saved["training"])
         points = saved["points"]
     while training.steps < steps and not (points and enough(points)):
-        begin = time.process_time()
         for _ in range(min(every, steps - training.steps)):
             training.step()
         measured = measure()
-        training.seconds += time.process_time() - begin
-        points.append({"step": training.steps, **measured, "seconds": round(training.seconds, 2)})
+        points.append({"step": training.steps, **measured})
         name, value = next(iter(measured.items()))
         watch.show(training.steps / steps, f"step {training.steps:,}, {name} {value:.3f}")
         watch.save(part, lambda: {"training": training.state_dict(), "points": points})
