@@ -264,6 +264,7 @@ def test_a_command_exists_for_every_paper_and_its_page_says_what_was_run(name) -
         (["--seeds", "1,1"], "--seeds takes different integers"),
         (["--device", "abacus"], "--device abacus cannot be used"),
         (["--quick", "--full"], "contradict each other"),
+        (["--rows", "ema,emma"], "--rows has emma; there are none, ema"),
     ],
 )
 def test_what_cannot_be_run_is_refused_by_name(arguments, told, tmp_path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +17,7 @@ from grokfused.lab.terminal import console, refuse, say
 Quick = Annotated[bool, typer.Option("--quick", help="Small, under 90 seconds: the direction, no finding.")]
 Full = Annotated[bool, typer.Option("--full", help="With what takes long.")]
 Seeds = Annotated[str | None, typer.Option(help="Which, as in 0,1,2. Default: those of the page.")]
+Rows = Annotated[str | None, typer.Option(help="Of the table, these only, as in ema,adamw-1.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Out = Annotated[Path | None, typer.Option(help="Where runs and page go. Default: runs/NAME.")]
 Threads = Annotated[int, typer.Option(min=1, help="Sums in torch depend on them, in the last bits.")]
@@ -31,6 +32,15 @@ def seed_numbers(seeds: str) -> list[int]:
     if min(numbers) < 0 or len({*numbers}) < len(numbers):
         raise refuse(f"--seeds takes different integers from 0 on, got {seeds!r}")
     return numbers
+
+
+def row_names(rows: str, known: Sequence[str]) -> list[str]:
+    """Returns the rows that an option lists, or refuses it."""
+    names = rows.split(",")
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise refuse(f"--rows has {', '.join(unknown)}; there are {', '.join(known)}")
+    return names
 
 
 def make(out: Path) -> None:
@@ -56,6 +66,7 @@ def command(paper: Paper) -> Callable[..., None]:
         quick: Quick = False,
         full: Full = False,
         seeds: Seeds = None,
+        rows: Rows = None,
         device: Device = "cpu",
         out: Out = None,
         threads: Threads = 1,
@@ -64,6 +75,8 @@ def command(paper: Paper) -> Callable[..., None]:
             raise refuse("--quick and --full contradict each other: leave one of them out")
         size = paper.sizes["quick" if quick else "full" if full else "usual"]
         numbers = list(size.seeds) if seeds is None else seed_numbers(seeds)
+        if rows is not None:
+            size = size._replace(rows=row_names(rows, size.rows))
         check_device(device)
         try:
             paper.needs()
