@@ -207,7 +207,8 @@ def verdict(record: Record) -> Verdict:
     if best:
         reading.append(
             f"Searched alike, the best AdamW with a filter is {', '.join(factors)} of the best without, on "
-            f"seeds that the search had not seen. The aim, 1.3x on two tasks, was {'met' if met else 'not met'}."
+            "seeds that the search had not seen. The aim, 1.3x on two tasks, was "
+            f"{'met' if met else 'not met'}."
         )
     if "ema" in there:
         factors.insert(0, f"{factor(record, best_of(record, False), 'ema'):.2f}x for the paper's EMA")
