@@ -59,8 +59,8 @@ MEASURES = {
 }
 
 
-def measured(model: Observed, counts: Tensor, sums: Tensor, setting: Setting, ways: Tensor) -> Run:
-    """Returns every measure, on the training data."""
+def measured(model: Observed, counts: Tensor, sums: Tensor, setting: Setting, ways: Tensor, seen: int) -> Run:
+    """Returns every measure, on the training data; ``seen`` are the steps so far."""
     network, part = model.network, counts[: setting.kernel_of]
     answers = one_hot(sums, setting.modulus).float()
     with torch.no_grad():
@@ -77,7 +77,7 @@ def measured(model: Observed, counts: Tensor, sums: Tensor, setting: Setting, wa
         ),
         "alignment": measures.kernel_alignment(kernel, answers[: setting.kernel_of]),
         "scale": measures.output_scale(logits),
-        "slow": measures.slow_share(model.stream, setting.period),
+        "slow": measures.slow_share(model.stream[-seen:], setting.period),
         "cosine": measures.cosine(model.grads(), model.slow()),
         "low": measures.low_frequency_share(residual, sums / setting.modulus, half, max(1, half // 5)),
     }
@@ -110,7 +110,7 @@ def run(name: str, seed: int, setting: Setting, watch: Watch) -> Run:
 
     def measure() -> Run:
         accuracies = {"test": accuracy(network, *test), "train": accuracy(network, *train)}
-        return {**accuracies, **measured(model, *train, setting, ways)}
+        return {**accuracies, **measured(model, *train, setting, ways, training.steps)}
 
     enough = has_stayed("test", setting.threshold, setting.after)
     points = curve(training, watch, setting.steps, setting.every, measure, enough)
