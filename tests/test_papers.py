@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from grokfused import GrokAdamW
 from grokfused.lab import reproduce
 from grokfused.lab.papers import frame, pages
-from grokfused.lab.papers.frame import Interrupted, Paper, Size, Verdict, Watch
+from grokfused.lab.papers.frame import Interrupted, NotKept, Paper, Size, Verdict, Watch
 from grokfused.lab.papers.table import PAPERS
 from grokfused.lab.papers.training import Batches, Training, crossings, curve, has_stayed
 from grokfused.lab.store import Store
@@ -164,7 +164,7 @@ def test_a_checkpoint_of_another_run_is_not_taken(tmp_path) -> None:
         assert watch.saved("other part") is None
         watch.begin("two", {"row": "two"})
         assert watch.saved("part") is None
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(NotKept, match="which another row of its seed keeps"):
             watch.kept("nothing")
 
 

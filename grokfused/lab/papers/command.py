@@ -10,7 +10,7 @@ import torch
 import typer
 
 from grokfused.lab.papers import pages
-from grokfused.lab.papers.frame import Interrupted, Paper, perform
+from grokfused.lab.papers.frame import Interrupted, NotKept, Paper, perform
 from grokfused.lab.papers.table import PAPERS
 from grokfused.lab.terminal import console, refuse, say
 
@@ -90,6 +90,8 @@ def command(paper: Paper) -> Callable[..., None]:
         except Interrupted as interrupted:
             say("interrupted; the same command continues")
             raise typer.Exit(130) from interrupted
+        except NotKept as error:
+            raise refuse(str(error)) from error
         pages.write(paper, record, folder)
         console.print(pages.table(paper, record))
         say(f"files: {folder} (" + ", ".join(f"{paper.name}.{kind}" for kind in ("md", "json", "png")) + ")")

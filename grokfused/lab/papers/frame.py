@@ -35,6 +35,10 @@ class Interrupted(Exception):
     """Ctrl-C was pressed, and everything is saved."""
 
 
+class NotKept(Exception):
+    """A run needs what another one keeps, which was not run; the message says what to do."""
+
+
 class Size(NamedTuple):
     """How much of an experiment is run.
 
@@ -152,8 +156,15 @@ class Watch:
         _write(folder / f"{name}.pt", tensors)
 
     def kept(self, name: str) -> Any:
-        """Returns what another run kept; raises FileNotFoundError where it has not."""
-        return torch.load(self.out / "kept" / f"{name}.pt", weights_only=True, map_location=self.device)
+        """Returns what another run kept.
+
+        Raises:
+            NotKept: It has not.
+        """
+        path = self.out / "kept" / f"{name}.pt"
+        if not path.exists():
+            raise NotKept(f"{self.title} needs {path}, which another row of its seed keeps: run all rows")
+        return torch.load(path, weights_only=True, map_location=self.device)
 
     def saved(self, part: str) -> Any:
         """Returns the checkpoint of this part of this very run, or None."""
