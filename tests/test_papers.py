@@ -18,12 +18,13 @@ from typer.testing import CliRunner
 from grokfused import GrokAdamW
 from grokfused.lab import reproduce
 from grokfused.lab.papers import frame, pages
-from grokfused.lab.papers.frame import Interrupted, NotKept, Paper, Size, Verdict, Watch
+from grokfused.lab.papers.frame import Experiment, Interrupted, NotKept, Page, Paper, Size, Verdict, Watch
 from grokfused.lab.papers.table import PAPERS
 from grokfused.lab.papers.training import Batches, Training, crossings, curve, has_stayed
 from grokfused.lab.store import Store
 
 DOCS = Path(__file__).parent.parent / "docs" / "papers"
+FOLDER = Path(frame.__file__).parent
 
 
 @pytest.fixture(autouse=True)
@@ -62,15 +63,16 @@ def run(name: str, seed: int, setting: Setting, watch: Watch) -> frame.Run:
 
 ROWS = {"slow": Row("slow", 1e-3), "fast": Row("fast, of course", 1e-1)}
 TOY = Paper(
-    name="nd-loss",  # one that the table knows
-    rows=ROWS,
-    run=run,
-    sizes={"usual": Size(Setting(), tuple(ROWS), (0, 1), {"slow": 1})},
-    columns=("row", "last"),
-    cells=lambda record: [[found["row"], f"{found['last']:.6f}"] for found in record["runs"]],
-    verdict=lambda record: Verdict("in part", "2x", ["one", "two"]),
-    draw=lambda record, figure: figure.add_subplot().plot([1, 2]),
+    "nd-loss",  # one that the table knows
+    Experiment(ROWS, run, {"usual": Size(Setting(), tuple(ROWS), (0, 1), {"slow": 1})}),
+    Page(
+        columns=("row", "last"),
+        cells=lambda record: [[found["row"], f"{found['last']:.6f}"] for found in record["runs"]],
+        verdict=lambda record: Verdict("in part", "2x", ["one", "two"]),
+        draw=lambda record, figure: figure.add_subplot().plot([1, 2]),
+    ),
 )
+USUAL = TOY.experiment.sizes["usual"]
 
 
 def measured(record: frame.Record) -> list[dict]:
@@ -79,7 +81,7 @@ def measured(record: frame.Record) -> list[dict]:
 
 
 def test_a_row_can_be_of_the_first_seeds_only(tmp_path) -> None:
-    record = frame.perform(TOY, TOY.sizes["usual"], (3, 5), tmp_path)
+    record = frame.perform(TOY, USUAL, (3, 5), tmp_path)
     assert [(found["seed"], found["row"]) for found in record["runs"]] == [
         (3, "slow"),
         (3, "fast"),
@@ -88,24 +90,23 @@ def test_a_row_can_be_of_the_first_seeds_only(tmp_path) -> None:
 
 
 def test_what_is_there_is_not_run_again_unless_its_row_or_the_setting_changed(tmp_path, monkeypatch) -> None:
-    size = TOY.sizes["usual"]
-    first = frame.perform(TOY, size, (0,), tmp_path)
+    first = frame.perform(TOY, USUAL, (0,), tmp_path)
     calls = []
-    counted = TOY.__class__(**{**TOY.__dict__, "run": lambda *given: calls.append(given[0]) or {"last": 0}})
-    assert frame.perform(counted, size, (0,), tmp_path)["runs"] == first["runs"]
+    counting = TOY.experiment._replace(run=lambda *given: calls.append(given[0]) or {"last": 0})
+    counted = TOY._replace(experiment=counting)
+    assert frame.perform(counted, USUAL, (0,), tmp_path)["runs"] == first["runs"]
     assert calls == []
     monkeypatch.setitem(ROWS, "slow", Row("slow", 2e-3))
-    frame.perform(counted, size, (0,), tmp_path)
+    frame.perform(counted, USUAL, (0,), tmp_path)
     assert calls == ["slow"]
-    frame.perform(counted, size._replace(setting=Setting(steps=4)), (0,), tmp_path)
+    frame.perform(counted, USUAL._replace(setting=Setting(steps=4)), (0,), tmp_path)
     assert calls == ["slow", "slow", "fast"]
 
 
 def test_an_interrupted_experiment_goes_on_to_what_an_uninterrupted_one_measures(
     tmp_path, monkeypatch
 ) -> None:
-    size = TOY.sizes["usual"]
-    whole = frame.perform(TOY, size, (0, 1), tmp_path / "whole")
+    whole = frame.perform(TOY, USUAL, (0, 1), tmp_path / "whole")
     shows = iter(range(100))
     show = Watch.show
 
@@ -117,8 +118,8 @@ def test_an_interrupted_experiment_goes_on_to_what_an_uninterrupted_one_measures
     monkeypatch.setattr(Watch, "show", pressing)
     for _ in range(2):
         with pytest.raises(Interrupted):
-            frame.perform(TOY, size, (0, 1), tmp_path / "cut")
-    record = frame.perform(TOY, size, (0, 1), tmp_path / "cut")
+            frame.perform(TOY, USUAL, (0, 1), tmp_path / "cut")
+    record = frame.perform(TOY, USUAL, (0, 1), tmp_path / "cut")
     assert measured(record) == measured(whole)
 
 
@@ -136,7 +137,7 @@ def dying(watch, share, note):
         os.kill(os.getpid(), signal.SIGKILL)
     show(watch, share, note)
 frame.Watch.show = dying
-frame.perform(test_papers.TOY, test_papers.TOY.sizes["usual"], (0, 1), Path(sys.argv[2]))
+frame.perform(test_papers.TOY, test_papers.USUAL, (0, 1), Path(sys.argv[2]))
 """
 
 
@@ -146,13 +147,12 @@ def test_a_killed_experiment_goes_on_from_its_checkpoint(tmp_path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     killed = subprocess.run(command, env=environment, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    size = TOY.sizes["usual"]
-    assert len(Store(out / "runs.jsonl", size.setting).runs) == 1
+    assert len(Store(out / "runs.jsonl", USUAL.setting).runs) == 1
     assert torch.load(out / "checkpoint.pt")["key"]["row"] == "fast"
     with (out / "runs.jsonl").open("a") as file:
         file.write('{"row": "fa')  # as a kill may leave it
-    record = frame.perform(TOY, size, (0, 1), out)
-    assert measured(record) == measured(frame.perform(TOY, size, (0, 1), tmp_path / "whole"))
+    record = frame.perform(TOY, USUAL, (0, 1), out)
+    assert measured(record) == measured(frame.perform(TOY, USUAL, (0, 1), tmp_path / "whole"))
 
 
 def test_a_checkpoint_of_another_run_is_not_taken(tmp_path) -> None:
@@ -212,8 +212,8 @@ def test_a_spread_says_how_many_are_missing() -> None:
 
 def test_a_page_names_command_commit_machine_and_seeds_and_no_folder(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["grokfused", "reproduce", "nd-loss", "--out", str(tmp_path)])
-    record = frame.perform(TOY, TOY.sizes["usual"], (0, 1), tmp_path)
-    record["setting"] = PAPERS["nd-loss"].sizes["usual"].setting.__dict__
+    record = frame.perform(TOY, USUAL, (0, 1), tmp_path)
+    record["setting"] = PAPERS["nd-loss"].experiment.sizes["usual"].setting.__dict__
     page = pages.markdown(TOY, record)
     for told in (
         "\ngrokfused reproduce nd-loss\n",
@@ -252,8 +252,8 @@ def test_a_command_exists_for_every_paper_and_its_page_says_what_was_run(name) -
     done = CliRunner().invoke(reproduce.app, [name, "--help"])
     assert done.exit_code == 0
     paper = PAPERS[name]
-    for size in paper.sizes.values():
-        assert set(size.rows) <= set(paper.rows)
+    for size in paper.experiment.sizes.values():
+        assert set(size.rows) <= set(paper.experiment.rows)
         assert "{" not in paper.about.ran.format(**asdict(size.setting))
 
 
@@ -277,7 +277,8 @@ def test_what_cannot_be_run_is_refused_by_name(arguments, told, tmp_path) -> Non
 def test_ctrl_c_ends_the_command_with_its_usual_status_and_the_same_command_goes_on(
     tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setitem(PAPERS["why"].sizes, "quick", PAPERS["why"].sizes["quick"]._replace(rows=("none",)))
+    sizes = PAPERS["why"].experiment.sizes
+    monkeypatch.setitem(sizes, "quick", sizes["quick"]._replace(rows=("none",)))
     monkeypatch.setattr(frame, "SAVE_EVERY", 0.0)
     show = Watch.show
 
@@ -312,3 +313,11 @@ def test_the_seconds_of_a_run_count_those_before_it_was_cut_short(tmp_path, monk
         assert watch.saved("") == {}
         now[0] = 106.0
         assert watch.seconds() == 4.0 + 5.0
+
+
+@pytest.mark.parametrize(
+    "path", [*FOLDER.glob("[a-z]*.py"), *FOLDER.glob("shown/*.py")], ids=lambda p: p.stem
+)
+def test_a_papers_file_can_be_read_at_once(path) -> None:
+    frame_of_all = {"frame", "training", "pages", "networks"}
+    assert len(path.read_text().splitlines()) < 150 or path.stem in frame_of_all

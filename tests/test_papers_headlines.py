@@ -9,9 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from grokfused.lab import reproduce
-from grokfused.lab.papers import grokfast, pages, shiftquant
+from grokfused.lab.papers import pages
 from grokfused.lab.papers.cells import mean_of
 from grokfused.lab.papers.frame import runs_of
+from grokfused.lab.papers.shown import grokfast, shiftquant
 from grokfused.lab.papers.table import PAPERS
 
 Record = dict[str, Any]
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.slow
 def quick(name: str, out: Path, *arguments: str) -> Record:
     """Returns what ``grokfused reproduce NAME --quick`` recorded."""
     try:
-        PAPERS[name].needs()
+        PAPERS[name].experiment.needs()
     except ImportError as error:
         pytest.skip(str(error))
     done = CliRunner().invoke(reproduce.app, [name, "--quick", "--out", str(out), *arguments])

@@ -6,8 +6,10 @@ from typer.testing import CliRunner
 from grokfused.lab import reproduce
 from grokfused.lab.bench.traffic import traffic
 from grokfused.lab.data import text_of
-from grokfused.lab.papers import pages, rounding
+from grokfused.lab.papers import pages
 from grokfused.lab.papers.rounding import QUICK, ROWS, Model
+from grokfused.lab.papers.shown import rounding
+from grokfused.lab.papers.table import PAPERS
 
 TEXT = text_of(QUICK.held_out)
 
@@ -22,7 +24,7 @@ def test_a_quick_run_records_every_row_and_nearest_loses_what_the_others_keep(tm
     command = ["rounding", "--quick", "--seeds", "0", "--out", str(tmp_path)]
     done = CliRunner().invoke(reproduce.app, command)
     assert done.exit_code == 0, done.output
-    record = pages.records_in(tmp_path, {"rounding": rounding.PAPER})["rounding"]
+    record = pages.records_in(tmp_path, PAPERS)["rounding"]
     assert len(record["runs"]) == len(ROWS)
     (nearest,), (stochastic,), (kahan,) = (
         rounding.above(record, f"bfloat16, {how}") for how in rounding.ROUNDINGS

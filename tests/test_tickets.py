@@ -4,7 +4,8 @@ import pytest
 from typer.testing import CliRunner
 
 from grokfused.lab import reproduce
-from grokfused.lab.papers import pages, problems, tickets
+from grokfused.lab.papers import pages, problems
+from grokfused.lab.papers.table import PAPERS
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +15,7 @@ def quick(tmp_path_factory) -> dict[str, dict]:
     done = CliRunner().invoke(reproduce.app, ["tickets", "--quick", "--seeds", "1", "--out", str(out)])
     assert done.exit_code == 0, done.output
     assert (out / "tickets.png").read_bytes().startswith(b"\x89PNG")
-    record = pages.records_in(out, {"tickets": tickets.PAPER})["tickets"]
+    record = pages.records_in(out, PAPERS)["tickets"]
     return {run["row"].removeprefix("small-"): run for run in record["runs"]}
 
 

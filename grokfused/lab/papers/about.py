@@ -1,4 +1,4 @@
-"""The table of papers: a new one is a file of this folder, whose name has _ for -, and a row here."""
+"""The table of papers: a new one is a row here, and a file in this folder and in ``shown/`` (_ for -)."""
 
 from __future__ import annotations
 

@@ -73,13 +73,13 @@ def command(paper: Paper) -> Callable[..., None]:
     ) -> None:
         if quick and full:
             raise refuse("--quick and --full contradict each other: leave one of them out")
-        size = paper.sizes["quick" if quick else "full" if full else "usual"]
+        size = paper.experiment.sizes["quick" if quick else "full" if full else "usual"]
         numbers = list(size.seeds) if seeds is None else seed_numbers(seeds)
         if rows is not None:
             size = size._replace(rows=row_names(rows, size.rows))
         check_device(device)
         try:
-            paper.needs()
+            paper.experiment.needs()
         except ImportError as error:
             raise refuse(str(error)) from error
         folder = Path("runs") / paper.name if out is None else out

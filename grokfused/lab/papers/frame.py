@@ -1,8 +1,9 @@
 """The frame of all reproductions: what a paper is, and how its runs are made, killed and continued.
 
-A paper is one file of this folder: a task, a table of rows, a function that makes one run, and what its
-page says. Everything else is here: which runs there are, the lines in which they are kept, the checkpoint of
-the run that is under way, progress with the time that is left.
+A paper is a row of ``about.ABOUT``, a file of this folder with its task, its rows and a function that makes one
+run, and a file of the same name in ``shown/`` with what its page shows; none has 150 lines. Everything else is
+here: which runs there are, the lines in which they are kept, the checkpoint of the run that is under way,
+progress with the time that is left.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
@@ -68,31 +68,44 @@ class Verdict(NamedTuple):
     reading: Sequence[str]
 
 
-@dataclass(frozen=True)
-class Paper:
-    """One experiment.
+class Experiment(NamedTuple):
+    """What a paper's file has: its runs.
 
     Attributes:
-        name: Of the command, of its files, and of the row in ``about.ABOUT``.
         rows: Key -> NamedTuple whose ``what`` the table shows; its other fields decide the run.
         run: (row key, seed, setting, watch) -> what was measured, as plain values.
         sizes: "quick", "usual", "full" -> Size.
+        needs: Raises ImportError where a package is missing.
+    """
+
+    rows: Mapping[str, Any]
+    run: Callable[[str, int, Any, Watch], Run]
+    sizes: dict[str, Size]
+    needs: Callable[[], object] = lambda: None
+
+
+class Page(NamedTuple):
+    """What the file of that name in ``shown`` has: how the runs are shown.
+
+    Attributes:
         columns: Of the table.
         cells: Record -> the table, row by row.
         verdict: Record -> Verdict.
         draw: (record, figure) -> draws into the figure.
-        needs: Raises ImportError where the data's package is missing.
     """
 
-    name: str
-    rows: Mapping[str, Any]
-    run: Callable[[str, int, Any, Watch], Run]
-    sizes: Mapping[str, Size]
     columns: Sequence[str]
     cells: Callable[[Record], list[list[str]]]
     verdict: Callable[[Record], Verdict]
-    draw: Callable[[Record, Figure], None]
-    needs: Callable[[], object] = lambda: None
+    draw: Callable[[Record, Figure], object]
+
+
+class Paper(NamedTuple):
+    """A row of ``about.ABOUT``, which names command and files, with its runs and its page."""
+
+    name: str
+    experiment: Experiment
+    page: Page
 
     @property
     def about(self) -> About:
@@ -116,6 +129,7 @@ class Watch:
         self.key: dict[str, Any] = {}
         self.began = self.saved_at = time.perf_counter()
         self.spent, self.clock = 0.0, time.process_time()
+        self.span = 0.0, 1.0  # which part of the run is shown: where it begins, and how long it is
         self.line_at = 0.0
         self.skipped = 0  # runs that were there already: they say nothing of how long the others take
         columns = (BarColumn(bar_width=24), TextColumn("{task.percentage:.0f} %  {task.description}"))
@@ -127,6 +141,7 @@ class Watch:
         self.title, self.key = title, key
         self.saved_at = time.perf_counter()
         self.spent, self.clock = 0.0, time.process_time()
+        self.span = 0.0, 1.0
 
     def seconds(self) -> float:
         """Returns the processor's seconds of this run, those before it was cut short included."""
@@ -139,7 +154,8 @@ class Watch:
 
     def show(self, share: float, note: str) -> None:
         """Shows how far the run is, in [0, 1], and the time that all runs together will still take."""
-        now, done = time.perf_counter(), self.done + share
+        begin, length = self.span
+        now, done = time.perf_counter(), self.done + begin + length * share
         if done <= self.skipped:
             return
         left = (now - self.began) / (done - self.skipped) * (self.total - done)
@@ -206,7 +222,7 @@ def options_of(row: Any) -> dict[str, Any]:
 
 def key_of(paper: Paper, row: str, seed: int) -> dict[str, Any]:
     """Returns by what a line is found again."""
-    return {"row": row, "seed": seed, "options": page.plain(options_of(paper.rows[row]))}
+    return {"row": row, "seed": seed, "options": page.plain(options_of(paper.experiment.rows[row]))}
 
 
 @contextmanager
@@ -234,8 +250,10 @@ def perform(paper: Paper, size: Size, seeds: Sequence[int], out: Path, device: s
             key = key_of(paper, row, seed)
             found = store.find(**key)
             if found is None:
-                watch.begin(f"seed {seed}, {paper.rows[row].what}", {**key, "setting": store.setting})
-                measured = page.plain(paper.run(row, seed, size.setting, watch))
+                watch.begin(
+                    f"seed {seed}, {paper.experiment.rows[row].what}", {**key, "setting": store.setting}
+                )
+                measured = page.plain(paper.experiment.run(row, seed, size.setting, watch))
                 clock = {"seconds": round(watch.seconds(), 2), "commit": facts["commit"]}
                 found = {**key, **measured, **clock}
                 store.add(found)

@@ -2,43 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from matplotlib.figure import Figure
-from torch.nn.functional import cross_entropy, one_hot
-
-from grokfused.lab.addition import MLP, loss_of, modular_addition
-from grokfused.lab.model import Decoder
 from grokfused.lab.papers import search
-from grokfused.lab.papers.cells import Row, draw_curves, mean_of, thinned
-from grokfused.lab.papers.frame import Paper, Record, Run, Size, Verdict, Watch, rows_in, runs_of
-from grokfused.lab.papers.pages import spread
-from grokfused.lab.papers.training import Batches, Training, accuracy, crossings, curve, has_stayed
-from grokfused.lab.task import modular_multiplication
-from grokfused.lab.training import WARM_UP
+from grokfused.lab.papers.arithmetic import Setting, add, multiply
+from grokfused.lab.papers.cells import Row, thinned
+from grokfused.lab.papers.frame import Experiment, Run, Size, Watch
+from grokfused.lab.papers.training import crossings
 
-
-@dataclass(frozen=True)
-class Setting:
-    """What all runs share: the task, the network, and how long a run is."""
-
-    modulus: int = 97
-    dim: int = 128
-    layers: int = 2
-    batch: int = 512
-    threshold: float = 0.95
-    every: int = 20
-    after: int = 100  # steps after the first crossing, to see whether it is stable
-    steps: int = 1_600
-    add_steps: int = 3_000
-    add_trials: int = 30  # of each search
-    multiply_trials: int = 12
-
-
-# The second task, small enough for a search: a + b mod 31 of 70 % of the pairs, a perceptron, full batch.
-ADD_MODULUS, ADD_SHARE, ADD_WIDTH, ADD_HIDDEN = 31, 0.7, 128, 48
 SEARCH_SEED = 100  # and the next ones: no claim uses them
 ROWS = {
     "ema": Row("Adam, decay 0.005, EMA(0.98, 2): the paper's", 0.005, True, "ema"),
@@ -55,52 +26,11 @@ ROWS = {
 }
 CONTROLS = tuple(ROWS)[:-1]
 SEARCHED = {"add": "a + b mod 31", "multiply": "x * y mod 97"}
+
+
 for _task, _words in SEARCHED.items():
     ROWS |= {f"{_task}-search-{kind}": Row(f"{_words}, search", 0.0) for kind in search.SPACES}
     ROWS |= {f"{_task}-best-{kind}": Row(f"{_words}, the best found", 0.0) for kind in search.SPACES}
-
-
-def multiply(row: Row, seed: int, setting: Setting, watch: Watch, steps: int, part: str = "") -> list[Run]:
-    """Trains the decoder with a row's optimizer; returns the curve of its validation accuracy."""
-    torch.manual_seed(seed)
-    model = Decoder(setting.modulus + 2, setting.dim, setting.layers).to(watch.device)
-    task = modular_multiplication(torch.Generator().manual_seed(seed), setting.modulus, watch.device)
-    training = Training(
-        model,
-        row.optimizer(model, beta2=0.98),
-        Batches(len(task.train), setting.batch, seed, watch.device),
-        lambda rows: cross_entropy(model(task.train[rows]), task.train_answers[rows]),
-        lambda update: min(1.0, update / WARM_UP),
-    )
-    enough = has_stayed("validation", setting.threshold, setting.after if not part else 0)
-
-    def measure() -> Run:
-        return {"validation": accuracy(model, task.validation, task.validation_answers)}
-
-    return curve(training, watch, steps, setting.every, measure, enough, part)
-
-
-def add(row: Row, seed: int, setting: Setting, watch: Watch, steps: int, part: str = "") -> list[Run]:
-    """Trains the perceptron; returns the curve of its test accuracy."""
-    random = torch.Generator().manual_seed(seed)
-    task = modular_addition(random, ADD_MODULUS, ADD_SHARE)
-    model = MLP(ADD_MODULUS, random, ADD_WIDTH, ADD_HIDDEN).to(watch.device)
-    train, test = (
-        one_hot(part, ADD_MODULUS).sum(1).float().to(watch.device) for part in (task.train, task.test)
-    )
-    sums, wanted = task.train_sums.to(watch.device), task.test_sums.to(watch.device)
-    optimizer = row.optimizer(model, beta2=0.98)
-    training = Training(
-        model, optimizer, Batches(len(sums), 0, seed, watch.device), lambda rows: loss_of(model(train), sums)
-    )
-    enough = has_stayed("validation", setting.threshold, setting.after if not part else 0)
-
-    def measure() -> Run:
-        return {"validation": accuracy(model, test, wanted)}
-
-    return curve(training, watch, steps, setting.every, measure, enough, part)
-
-
 TASKS = {"add": (add, 3), "multiply": (multiply, 1)}  # and the seeds of a trial
 
 
@@ -139,95 +69,11 @@ def searched(task: str, kind: str, setting: Setting, watch: Watch) -> Run:
     return search.search(f"{task}-{kind}", kind, trials, cost, watch, SEARCH_SEED)
 
 
-COLUMNS = ("optimizer", "first crossing", "stable crossing", "mean first", "best accuracy", "seeds")
-
-
-def cells(record: Record) -> list[list[str]]:
-    """Returns the table: iterations to the threshold, medians with their ranges."""
-    found = []
-    for row in (row for row in rows_in(record) if "search" not in row):
-        runs = runs_of(record, row)
-        mean = mean_of(record, row, "first")
-        numbers = [spread([run[name] for run in runs]) for name in ("first", "stable")]
-        best = spread([run["best"] for run in runs], 3)
-        what = ROWS[row].what
-        if runs[0].get("found"):
-            what = f"{what}: {search.row_of(runs[0]['found'], row.rpartition('-')[2]).what}"
-        found.append([what, *numbers, f"{mean:,.0f}" if mean < float("inf") else "", best, str(len(runs))])
-    return found
-
-
-def factor(record: Record, plain: str, filtered: str) -> float:
-    """Returns how many times fewer iterations a row with a filter takes, on average."""
-    return mean_of(record, plain, "first") / mean_of(record, filtered, "first")
-
-
-def best_of(record: Record, filters: bool) -> str:
-    """Returns the control that takes the fewest iterations on average, of those with or without a filter."""
-    rows = [
-        row for row in rows_in(record) if row in CONTROLS and (ROWS[row].grad_filter != "none") == filters
-    ]
-    return min(rows, key=lambda row: mean_of(record, row, "first"))
-
-
-def published(record: Record) -> list[str]:
-    """Returns what the paper's runs and their controls say."""
-    plain, filtered = best_of(record, False), best_of(record, True)
-    runs = {
-        "EMA": ("ema", "paper: 910"),
-        "MA": ("ma", "790"),
-        "Adam with that decay and no filter": ("adam", ""),
-        "and beta1 raised": ("adam-beta1", ""),
-    }
-    said = [
-        f"{what} {spread([run['first'] for run in runs_of(record, row)])}"
-        + (f" ({theirs})" if theirs else "")
-        for what, (row, theirs) in runs.items()
-        if row in rows_in(record)
-    ]
-    return [
-        f"First crossings of the paper's runs: {', '.join(said)}.",
-        f"{ROWS[plain].what}, takes {mean_of(record, plain, 'first'):,.0f} iterations on average: against it "
-        f"the paper's EMA is {factor(record, plain, 'ema'):.2f}x, the best filter ({ROWS[filtered].what}) "
-        f"{factor(record, plain, filtered):.2f}x. The published 44x is against Adam without decay: `--full`.",
-    ]
-
-
-def verdict(record: Record) -> Verdict:
-    """Returns what came out: means of the first crossings."""
-    there = rows_in(record)
-    best = {
-        words: factor(record, f"{task}-best-none", f"{task}-best-ema")
-        for task, words in SEARCHED.items()
-        if f"{task}-best-ema" in there
-    }
-    reading = published(record) if "ema" in there else []
-    factors = [f"{times:.2f}x on {words}" for words, times in best.items()]
-    met = [times >= 1.3 for times in best.values()] == [True] * len(SEARCHED)
-    if best:
-        reading.append(
-            f"Searched alike, the best AdamW with a filter is {', '.join(factors)} of the best without, on "
-            "seeds that the search had not seen. The aim, 1.3x on two tasks, was "
-            f"{'met' if met else 'not met'}."
-        )
-    if "ema" in there:
-        factors.insert(0, f"{factor(record, best_of(record, False), 'ema'):.2f}x for the paper's EMA")
-    return Verdict("yes" if met else "in part", ", ".join(factors), reading)
-
-
-def draw(record: Record, figure: Figure) -> None:
-    """Draws validation accuracy over iterations, a colour a row, a thin line a seed."""
-    rows = [row for row in rows_in(record) if row in CONTROLS] or ["add-best-none", "add-best-ema"]
-    labels = {row: ROWS[row].what for row in rows}
-    draw_curves(record, figure, "validation", labels)
-
-
 ADDITION = tuple(f"add-{what}-{kind}" for what in ("search", "best") for kind in search.SPACES)
 MULTIPLICATION = tuple(row.replace("add", "multiply") for row in ADDITION)
 ONCE = {row: 1 for row in ROWS if "search" in row}
 USUAL = Size(Setting(), (*ADDITION, *CONTROLS), tuple(range(10)), {**ONCE, **dict.fromkeys(CONTROLS, 5)})
-PAPER = Paper(
-    name="grokfast",
+EXPERIMENT = Experiment(
     rows=ROWS,
     run=run,
     sizes={
@@ -235,9 +81,5 @@ PAPER = Paper(
         "usual": USUAL,
         "full": USUAL._replace(rows=(*ADDITION, *MULTIPLICATION, *CONTROLS, "adam-0")),
     },
-    columns=COLUMNS,
-    cells=cells,
-    verdict=verdict,
-    draw=draw,
     needs=search.needs,
 )

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.parametrize import register_parametrization
 
 from grokfused import GrokAdamW
 from grokfused.lab.data import digits, digits_on
-from grokfused.lab.papers.cells import mean_of
-from grokfused.lab.papers.frame import Paper, Record, Run, Size, Verdict, Watch, rows_in, runs_of
+from grokfused.lab.papers.frame import Experiment, Run, Size, Watch
 from grokfused.lab.papers.networks import LowRank, ViT
-from grokfused.lab.papers.pages import spread
 from grokfused.lab.papers.training import Batches, Training, curve, falling
+from grokfused.lab.step_times import step_times
 from grokfused.losses import alignment, slerp, uniformity
 
 
@@ -92,25 +87,6 @@ def with_terms(model: ViT, images: Tensor, shown: Tensor) -> Tensor:
     return loss + 0.1 * alignment(features, shown) + 0.5 * uniformity(features)
 
 
-def step_times(seed: int) -> Run:
-    """Returns microseconds a step of ours and of torch's fused AdamW, the medians of steps in turn."""
-    torch.manual_seed(seed)
-    made: list[tuple[torch.optim.Optimizer, list[float]]] = []
-    fused = partial(torch.optim.AdamW, fused=True)
-    for kind in (partial(GrokAdamW, grad_filter="none"), fused):
-        params = [nn.Parameter(torch.randn(1_024)) for _ in range(100)]
-        for param in params:
-            param.grad = torch.randn(1_024)
-        made.append((kind(params, 1e-3), []))
-    for _ in range(200):
-        for optimizer, times in made:
-            begin = time.perf_counter()
-            optimizer.step()
-            times.append(1e6 * (time.perf_counter() - begin))
-    ours, theirs = (statistics.median(times) for _, times in made)
-    return {"ours": ours, "theirs": theirs}
-
-
 def run(name: str, seed: int, setting: Setting, watch: Watch) -> Run:
     """Trains the ViT at first, or tunes it on shifted images."""
     row = ROWS[name]
@@ -147,62 +123,8 @@ def run(name: str, seed: int, setting: Setting, watch: Watch) -> Run:
     return {**points[-1], "tuned": sum(param.numel() for param in params), "tensors": len(params)}
 
 
-COLUMNS = ("tuned", "shifted images", "images of before", "parameters", "tensors", "step")
-
-
-def cells(record: Record) -> list[list[str]]:
-    """Returns the table, accuracies in per cent."""
-    found = []
-    for row in rows_in(record):
-        runs = runs_of(record, row)
-        if ROWS[row].time:
-            each = [spread([run[who] for run in runs]) for who in ("ours", "theirs")]
-            shown = ["", "", "102,400", "100", f"GrokAdamW {each[0]} µs, torch fused {each[1]} µs"]
-        else:
-            accuracies = [spread([100 * run[name] for run in runs], 1) for name in ("shifted", "before")]
-            shown = [*accuracies, *(f"{runs[0][name]:,}" for name in ("tuned", "tensors")), ""]
-        found.append([ROWS[row].what, *shown])
-    return found
-
-
-def verdict(record: Record) -> Verdict:
-    """Returns what came out: means over the seeds."""
-    names = ("probe", "lora", "full", "ln", "ln-terms")
-    mean = {row: 100 * mean_of(record, row, "shifted") for row in names}
-    kept = {row: 100 * mean_of(record, row, "before") for row in names}
-    above_probe, above_full = mean["ln"] - mean["probe"], mean["ln"] - mean["full"]
-    terms = mean["ln-terms"] - mean["ln"]
-    share = runs_of(record, "ln")[0]["tuned"] / runs_of(record, "full")[0]["tuned"]
-    faster = mean_of(record, "time", "theirs") / mean_of(record, "time", "ours")
-    wins = [above_probe > 1, above_full > -1, terms > 0]
-    return Verdict(
-        "yes" if all(wins) else "in part" if any(wins) else "no",
-        f"LayerNorms {above_probe:+.1f} points over the probe, {above_full:+.1f} over everything",
-        [
-            f"LayerNorms and the head ({share:.1%} of the parameters) give {mean['ln']:.1f} % on shifted "
-            f"images, the head alone {mean['probe']:.1f}, LoRA {mean['lora']:.1f}, everything "
-            f"{mean['full']:.1f}.",
-            f"L2-normalised features with the three terms change LayerNorm tuning by {terms:+.1f} points. On "
-            f"the images of before, LayerNorms keep {kept['ln']:.1f} %, everything {kept['full']:.1f}.",
-            f"A step of 100 tensors of 1,024 takes torch's fused AdamW {faster:.2f} times as long as ours "
-            "(a wall clock, in turn, on a machine that was not idle).",
-        ],
-    )
-
-
-def draw(record: Record, figure: Figure) -> None:
-    """Draws each kind of tuning: accuracy on shifted images beside that on the images of before."""
-    axes = figure.add_subplot()
-    for row in (row for row in rows_in(record) if not ROWS[row].time):
-        pairs = [(100 * run["before"], 100 * run["shifted"]) for run in runs_of(record, row)]
-        axes.plot(*zip(*pairs, strict=True), "o", label=ROWS[row].what)
-    axes.set(xlabel="accuracy on images of before, %", ylabel="accuracy on shifted images, %")
-    axes.legend(frameon=False, fontsize=8)
-
-
 QUICK = Setting(train=1_000, held_out=500, dim=32, depth=2, first_steps=300, steps=100)
-PAPER = Paper(
-    name="ln-tuning",
+EXPERIMENT = Experiment(
     rows=ROWS,
     run=run,
     sizes={
@@ -210,9 +132,5 @@ PAPER = Paper(
         "usual": Size(Setting(), tuple(ROWS)),
         "full": Size(Setting(first_steps=2_000), tuple(ROWS), tuple(range(10))),
     },
-    columns=COLUMNS,
-    cells=cells,
-    verdict=verdict,
-    draw=draw,
     needs=digits,
 )

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from matplotlib.figure import Figure
 from torch.nn.functional import mse_loss, one_hot
 
 from grokfused.lab.data import digits, digits_on
-from grokfused.lab.papers.cells import Row, draw_curves, four, mean_of, table_of, thinned
-from grokfused.lab.papers.frame import Paper, Record, Run, Size, Verdict, Watch, rows_in, runs_of
+from grokfused.lab.papers.cells import Row, four, thinned
+from grokfused.lab.papers.frame import Experiment, Run, Size, Watch
 from grokfused.lab.papers.training import Batches, Training, accuracy, crossings, curve, has_stayed
 from grokfused.lab.perceptron import perceptron
 
@@ -27,12 +26,16 @@ class Setting:
     threshold: float = 0.8
     every: int = 100
     after: int = 500
-    steps: int = 50_000
+    steps: int = 16_000
 
 
 ROWS = four(0.01, 2.0, alpha=0.8, lamb=0.1, lr=1e-3)
+
+
 # Mean age of a gradient in a step: 9 + 1/11 * 4 steps, as with EMA(0.8, 0.1) and beta1 0.9.
 ROWS["high-beta1"] = Row("decay 2, no filter, beta1 0.9034", 2.0, beta1=0.9034)
+
+
 ROWS["low-strong"] = Row("decay 0.01, EMA(0.98, 2)", 0.01, grad_filter="ema", steps=12_000)
 
 
@@ -59,43 +62,9 @@ def run(name: str, seed: int, setting: Setting, watch: Watch) -> Run:
     return {"first": first, "stable": stable, "best": best, "points": thinned(points)}
 
 
-def verdict(record: Record) -> Verdict:
-    """Returns where the factor comes from: means of the first crossings."""
-    low, both, decay = (mean_of(record, row, "first") for row in ("low", "high-ema", "high"))
-    least = "at least " if low == float("inf") else ""  # a run that has not arrived counts with its budget
-    low = min(low, record["setting"]["steps"])
-    firsts = {
-        row: ", ".join(
-            "none" if run["first"] is None else f"{run['first']:,}" for run in runs_of(record, row)
-        )
-        for row in ("low-ema", "high-beta1")
-    }
-    share = decay / both  # what the filter is worth where both are changed
-    return Verdict(
-        "no" if share < 1.5 else "in part" if share < 0.5 * low / both else "yes",
-        f"{least}{low / both:.1f}x for decay and filter, {least}{low / decay:.1f}x for the decay alone",
-        [
-            "The published change of both, decay 0.01 to 2 and no filter to EMA(0.8, 0.1), is "
-            f"{least}{low / both:.1f}x here ({low:,.0f} to {both:,.0f} steps on average). The decay alone is "
-            f"{least}{low / decay:.1f}x ({decay:,.0f} steps), the filter's part {share:.2f}x.",
-            f"First crossings at decay 0.01 with the filter: {firsts['low-ema'] or 'not run'}; at decay 2 "
-            f"with beta1 raised in its place: {firsts['high-beta1'] or 'not run'}.",
-            "So the published factor on MNIST is that of a change of weight decay, if the filter's part is "
-            "about 1; the paper changes both at once and has no row that tells them apart.",
-        ],
-    )
-
-
-def draw(record: Record, figure: Figure) -> None:
-    """Draws accuracy over steps."""
-    labels = {row: ROWS[row].what for row in rows_in(record)}
-    draw_curves(record, figure, "accuracy", labels, xscale="log", ylim=(0, 1))
-
-
 QUICK = Setting(held_out=1_000, hidden=100, steps=2_000, threshold=0.6, after=0)
 USUAL = Size(Setting(), ("high", "high-ema", "high-beta1", "low", "low-ema"))
-PAPER = Paper(
-    name="mnist",
+EXPERIMENT = Experiment(
     rows=ROWS,
     run=run,
     sizes={
@@ -103,9 +72,5 @@ PAPER = Paper(
         "usual": USUAL,
         "full": USUAL._replace(rows=tuple(ROWS), setting=Setting(steps=100_000), seeds=tuple(range(10))),
     },
-    columns=("AdamW with", "first crossing", "stable crossing", "best accuracy"),
-    cells=table_of(ROWS, {"first": 0, "stable": 0, "best": 3}),
-    verdict=verdict,
-    draw=draw,
     needs=digits,
 )

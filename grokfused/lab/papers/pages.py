@@ -92,7 +92,7 @@ def machine(record: Record) -> str:
 
 def markdown(paper: Paper, record: Record) -> str:
     """Returns the page."""
-    verdict = paper.verdict(record)
+    verdict = paper.page.verdict(record)
     return PAGE.format(
         **{name: record[name] for name in ("command", "torch", "python", "date")},
         **{name: getattr(paper.about, name) for name in ("title", "source", "claim")},
@@ -100,7 +100,7 @@ def markdown(paper: Paper, record: Record) -> str:
         ran=" ".join(paper.about.ran.format(**record["setting"]).split()),
         holds=verdict.holds.capitalize(),
         factor=f": {verdict.factor}." if verdict.factor else ".",
-        table="\n".join(page.markdown_table(paper.columns, paper.cells(record))),
+        table="\n".join(page.markdown_table(paper.page.columns, paper.page.cells(record))),
         reading="\n".join(f"- {line}" for line in verdict.reading),
         commits=_commits(record),
         machine=machine(record),
@@ -115,7 +115,7 @@ def index(papers: Mapping[str, Paper], records: Mapping[str, Record]) -> str:
     cells = []
     for name, paper in papers.items():
         if name in records:
-            record, verdict = records[name], paper.verdict(records[name])
+            record, verdict = records[name], paper.page.verdict(records[name])
             picture = f'<img src="{name}.png" width="240" alt="{name}">'
             link, numbers = (
                 f"[{paper.about.title}]({name}.md)",
@@ -127,14 +127,16 @@ def index(papers: Mapping[str, Paper], records: Mapping[str, Record]) -> str:
 
 def table(paper: Paper, record: Record) -> Table:
     """Returns the table for the terminal."""
-    return page.terminal_table(f"{paper.name} ({paper.about.source})", paper.columns, paper.cells(record))
+    return page.terminal_table(
+        f"{paper.name} ({paper.about.source})", paper.page.columns, paper.page.cells(record)
+    )
 
 
 def write(paper: Paper, record: Record, out: Path) -> None:
     """Writes ``NAME.md``, ``NAME.json`` and ``NAME.png``."""
     page.write(out, paper.name, record, markdown(paper, record))
     figure = pyplot.figure(figsize=(8, 4.5), layout="constrained")
-    paper.draw(record, figure)
+    paper.page.draw(record, figure)
     figure.savefig(out / f"{paper.name}.png", dpi=110)
     pyplot.close(figure)
 

@@ -16,6 +16,7 @@ from grokfused.lab.model import Decoder
 from grokfused.lab.papers.frame import Run
 from grokfused.lab.papers.training import accuracy
 from grokfused.lab.perceptron import perceptron
+from grokfused.pruning import find_masks, jaccard_distance
 
 State = dict[str, Tensor]
 
@@ -91,3 +92,15 @@ def _accuracies(
     model: nn.Module, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
 ) -> Callable[[], Run]:
     return lambda: {"test": accuracy(model, *test), "train": accuracy(model, *train)}
+
+
+def moved(model: nn.Module, weights: dict[int, State], density: float) -> list[tuple[int, float]]:
+    """Returns (step, Jaccard distance) of the largest weights at each step and at the one before it."""
+    found, before = [], None
+    for step, state in weights.items():
+        model.load_state_dict(state)
+        masks = find_masks(model, "magnitude", density)
+        if before is not None:
+            found.append((step, jaccard_distance(before, masks)))
+        before = masks
+    return found

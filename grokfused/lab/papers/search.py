@@ -67,8 +67,9 @@ def search(
         return cost(row_of(drawn, grad_filter), trial.number)
 
     while (count := sum(trial.state.is_finished() for trial in study.trials)) < trials:
+        watch.span = count / trials, 1 / trials
         study.optimize(objective, n_trials=1)
-        watch.show(count / trials, f"trial {count + 1} of {trials}, best {study.best_value:,.0f}")
+        watch.show(1.0, f"trial {count + 1} of {trials}, best {study.best_value:,.0f}")
         watch.save(name, dict)
     watch.keep(name, dict(study.best_params))
     tried = [{**trial.params, "cost": trial.value} for trial in study.trials]
