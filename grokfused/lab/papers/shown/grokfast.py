@@ -83,7 +83,8 @@ def verdict(record: Record) -> Verdict:
         )
     if "ema" in there:
         factors.insert(0, f"{factor(record, best_of(record, False), 'ema'):.2f}x for the paper's EMA")
-    return Verdict("yes" if met else "in part", ", ".join(factors), reading)
+    holds = "yes" if met else "in part" if "ema" in there else "no"
+    return Verdict(holds, ", ".join(factors), reading)
 
 
 def draw(record: Record, figure: Figure) -> None:
