@@ -142,6 +142,9 @@ class Watch:
         self.saved_at = time.perf_counter()
         self.spent, self.clock = 0.0, time.process_time()
         self.span = 0.0, 1.0
+        found = self._checkpoint()
+        if found and found["key"] == key:
+            self.spent, self.clock = found["seconds"], time.process_time()
 
     def seconds(self) -> float:
         """Returns the processor's seconds of this run, those before it was cut short included."""
@@ -184,14 +187,12 @@ class Watch:
 
     def saved(self, part: str) -> Any:
         """Returns the checkpoint of this part of this very run, or None."""
+        found = self._checkpoint()
+        return found["state"] if found and (found["key"], found["part"]) == (self.key, part) else None
+
+    def _checkpoint(self) -> Any:
         path = self.out / "checkpoint.pt"
-        if not path.exists():
-            return None
-        found = torch.load(path, weights_only=True, map_location="cpu")
-        if (found["key"], found["part"]) != (self.key, part):
-            return None
-        self.spent, self.clock = found["seconds"], time.process_time()
-        return found["state"]
+        return torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
 
     def save(self, part: str, state: Callable[[], Any]) -> None:
         """Writes a checkpoint where it is time to; stops here where Ctrl-C was pressed."""
