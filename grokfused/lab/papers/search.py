@@ -72,5 +72,5 @@ def search(
         watch.show(1.0, f"trial {count + 1} of {trials}, best {study.best_value:,.0f}")
         watch.save(name, dict)
     watch.keep(name, dict(study.best_params))
-    tried = [{**trial.params, "cost": trial.value} for trial in study.trials]
+    tried = [{**trial.params, "cost": trial.value} for trial in study.trials if trial.value is not None]
     return {"found": dict(study.best_params), "cost": study.best_value, "trials": tried}
