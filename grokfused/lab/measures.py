@@ -80,7 +80,7 @@ def slow_share(stream: Tensor, period: int) -> float:
     row; white noise has about ``2 / period``.
     """
     power = torch.fft.rfft(stream.double(), dim=0).abs().square()
-    frequencies = torch.fft.rfftfreq(len(stream))
+    frequencies = torch.fft.rfftfreq(len(stream), device=stream.device)
     power[1 : (len(stream) + 1) // 2] *= 2  # but for the mean and the last one, a frequency stands for two
     return float(power[frequencies <= 1 / period].sum() / power.sum())
 
@@ -97,7 +97,7 @@ def low_frequency_share(residual: Tensor, position: Tensor, frequencies: int, lo
         frequencies: How many k.
         low: How many of them count as low.
     """
-    k = torch.arange(1, frequencies + 1, dtype=torch.float64)
+    k = torch.arange(1, frequencies + 1, dtype=torch.float64, device=position.device)
     waves = torch.exp(-2j * torch.pi * k[:, None] * position.double())
     power = (waves @ residual.to(waves.dtype) / len(residual)).abs().square()
     return float(power[:low].sum() / power.sum())

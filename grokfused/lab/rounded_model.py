@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from grokfused import GrokAdamW
-from grokfused.lab.data import BYTES, Text, windows
+from grokfused.lab.data import BYTES, Batch, Text, windows
 from grokfused.lab.model import Decoder
 from grokfused.lab.state_bytes import states_bytes
 
@@ -82,12 +83,13 @@ class Model:
         seed: Decides the first weights and the batches: the same in every row.
         setting: What to train, and for how long.
         text: What it learns.
+        device: Where. (default: "cpu")
     """
 
-    def __init__(self, row: Row, seed: int, setting: Setting, text: Text) -> None:
-        self.setting, self.text = setting, text
+    def __init__(self, row: Row, seed: int, setting: Setting, text: Text, device: str = "cpu") -> None:
+        self.setting, self.text, self.device = setting, text, device
         torch.manual_seed(seed)
-        self.model = Decoder(BYTES, setting.dim, setting.layers, length=setting.context)
+        self.model = Decoder(BYTES, setting.dim, setting.layers, length=setting.context).to(device)
         self.random = torch.Generator().manual_seed(seed)
         self.stored = [
             param.detach().to(row.param_dtype).requires_grad_() for param in self.model.parameters()
@@ -101,14 +103,19 @@ class Model:
             state_dtype=row.state_dtype,
             seed=seed,
         )
-        self.optimizer.grad_scale = torch.tensor(LOSS_SCALE)
-        self.optimizer.found_inf = torch.tensor(0.0)
+        self.optimizer.grad_scale = torch.tensor(LOSS_SCALE, device=device)
+        self.optimizer.found_inf = torch.tensor(0.0, device=device)
 
     @torch.no_grad()
     def widen(self) -> None:
         """Gives the model the stored parameters, as float32."""
         for param, stored in zip(self.model.parameters(), self.stored, strict=True):
             param.copy_(stored)
+
+    def windows(self, text: Tensor, count: int, random: torch.Generator) -> Batch:
+        """Returns random windows of a text and the bytes that follow them."""
+        questions, answers = windows(text, count, self.setting.context, random)
+        return questions.to(self.device), answers.to(self.device)
 
     def losses(self) -> Iterator[float]:
         """Trains to the end, and yields the loss of each batch."""
@@ -118,7 +125,7 @@ class Model:
                 setting.lr * (1 + math.cos(math.pi * step / setting.steps)) / 2
             )
             self.widen()
-            questions, answers = windows(self.text.train, setting.batch, setting.context, self.random)
+            questions, answers = self.windows(self.text.train, setting.batch, self.random)
             self.model.zero_grad()
             loss = cross_entropy(self.model(questions), answers)
             (loss * LOSS_SCALE).backward()
@@ -133,7 +140,7 @@ class Model:
         """Returns the mean loss of the stored parameters on the text held out, in nats per byte."""
         self.widen()
         random = torch.Generator().manual_seed(0)  # the same questions for all
-        asked = windows(self.text.held_out, self.setting.questions, self.setting.context, random)
+        asked = self.windows(self.text.held_out, self.setting.questions, random)
         losses = [
             cross_entropy(self.model(questions), answers, reduction="sum")
             for questions, answers in zip(*(part.split(1024) for part in asked), strict=True)

@@ -91,7 +91,7 @@ def run(name: str, seed: int, setting: Setting, watch: Watch) -> Run:
     """Trains the ViT at first, or tunes it on shifted images."""
     row = ROWS[name]
     if row.time:
-        return step_times(seed)
+        return step_times(seed, watch.device)
     images, shown, held, truth = digits_on(watch.device, setting.train, setting.held_out)
     torch.manual_seed(seed)
     model = ViT(setting.dim, setting.depth, setting.heads).to(watch.device)

@@ -28,7 +28,7 @@ ROWS = {row.what: row for row in KINDS}
 
 def run(name: str, seed: int, setting: Setting, watch: Watch) -> Run:
     """Trains the model; returns its loss on the text held out."""
-    model = Model(ROWS[name], seed, setting, text_of(setting.held_out))
+    model = Model(ROWS[name], seed, setting, text_of(setting.held_out), watch.device)
     for step, loss in enumerate(model.losses(), 1):
         if step % 50 == 0:
             watch.show(step / setting.steps, f"step {step:,}, loss {loss:.3f}")
