@@ -1,10 +1,15 @@
 """Makes tables of recorded runs and of the memory model: ``python -m bench.report`` writes the documents.
 
-A document says which by a pair of comments, ``<!-- KIND: WHICH -->`` and ``<!-- /KIND -->``. Between them
-stand, for ``measured: RUN SET``, the set ``SET`` of ``bench/results/RUN.json``; for ``checked: RUN SET CASE``
-the model beside a case of it; for ``computed: NAME`` a table of ``bench.model``; for ``repeated: RUN RUN ...``
-the aims of runs of one kind side by side; for ``summary: RUN SET`` and
-``summary: grokking`` sentences. The pictures of the README are drawn too.
+A document says which by a pair of comments, ``<!-- KIND: WHICH -->`` and ``<!-- /KIND -->``. What stands
+between them, by kind:
+
+- ``measured: RUN SET``: the set ``SET`` of ``bench/results/RUN.json``.
+- ``repeated: RUN RUN ...``: what is aimed at, in several runs side by side.
+- ``checked: RUN SET CASE``: the memory model beside a case of a run.
+- ``computed: NAME``: a table of ``bench.model``.
+- ``summary: RUN SET`` and ``summary: grokking``: sentences.
+
+The pictures of the README are drawn too.
 """
 
 from __future__ import annotations
@@ -50,7 +55,7 @@ def section(record: dict[str, Any], name: str) -> str:
     rows = [row for row in record["rows"] if row["set"] == name]
     if not rows:
         return "Not recorded yet.\n"
-    parts = [f"{show.where(record['machine'])} {show.LEGEND}\n", show.markdown(rows)]
+    parts = [f"{show.where(record['machine'])}\n", show.markdown(rows)]
     if found := aims.of_run(record["machine"], name, rows):
         parts.append(of_aims(found))
     return "\n".join(parts)

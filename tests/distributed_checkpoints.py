@@ -215,7 +215,9 @@ def load(folder: Path) -> None:
 def masks_are_never_lost_unnoticed(folder: Path) -> None:
     for masked in (), (3,):
         model, optimizer = new_optimizer(steps=1, masked=masked)
-        with pytest.raises(ValueError, match=r"saved with 2 masks, of which \d came.*planner=grokfused.dcp"):
+        with pytest.raises(
+            ValueError, match=r"saved with 2 masks, of which \d arrived.*planner=grokfused.dcp"
+        ):
             load_all(model, optimizer, folder / "checkpoint")
         assert len(optimizer.masks()) == len(masked)
     model, optimizer = new_optimizer(steps=1, masked=(0, 3))

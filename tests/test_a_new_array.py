@@ -71,7 +71,9 @@ GRAD_EMA_AT, GRAD_WINDOW_AT, GRAD_SUM_AT, LAST_GRAD_AT =""",
 def copy(tmp_path_factory) -> Path:
     """A copy of the project with the filter in it, built."""
     folder = tmp_path_factory.mktemp("copy") / "grokfused"
-    skipped = shutil.ignore_patterns(".*", "build", "runs", "*.so", "__pycache__", "*.egg-info", "results")
+    skipped = shutil.ignore_patterns(
+        ".*", "build", "dist", "runs", "*.so", "__pycache__", "*.egg-info", "results"
+    )
     shutil.copytree(ROOT, folder, symlinks=True, ignore=skipped)
     for name, edits in ECHO.items():
         text = (folder / name).read_text()

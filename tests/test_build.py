@@ -89,5 +89,5 @@ exit 1
     shown = subprocess.run(
         [sys.executable, "-c", TRAIN], cwd=source, capture_output=True, text=True, check=True
     ).stdout
-    assert shown.startswith("True reference 1 grokfused takes its slow reference backend on cpu.")
+    assert shown.startswith("True reference 1 grokfused uses its slow reference backend on cpu.")
     assert "this machine has no compiler" in shown

@@ -163,7 +163,7 @@ MISFITS: dict[Callable[[dict[str, Any]], None], str] = {
     put([3, 4], *GROUP, "param_names"): r"param_groups\[1\]\['param_names'\] must hold str, got int: give",
     put(torch.ones(3), *GROUP, "masks"): r"param_groups\[1\]\['masks'\] must be the number of .*got Tensor",
     put("two", *GROUP, "masks"): r"param_groups\[1\]\['masks'\] must be the number of .*got str",
-    put(1, *GROUP, "masks"): r"param_groups\[1\] was saved with 1 masks, of which 0 came",
+    put(1, *GROUP, "masks"): r"param_groups\[1\] was saved with 1 masks, of which 0 arrived",
     put(torch.ones(3), *GROUP, "eps"): r"param_groups\[1\]: eps must be a finite number, got tensor",
     put(torch.ones(3), *GROUP, "amsgrad"): r"param_groups\[1\]: amsgrad must be True or False, got tensor",
     put(1.5, *GROUP, "max_grad_norm"): r"max_grad_norm .*equal in all groups, got \[None, 1.5\]",

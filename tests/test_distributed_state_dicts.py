@@ -152,7 +152,9 @@ def test_masks_that_found_no_place_are_missed() -> None:
     saved = get_optimizer_state_dict(model, optimizer, options=options)
     other = network()
     resumed = GrokAdamW(other.parameters(), **OPTIONS)
-    with pytest.raises(ValueError, match=r"saved with 2 masks, of which 0 came.*or set any masks on those"):
+    with pytest.raises(
+        ValueError, match=r"saved with 2 masks, of which 0 arrived.*or set any masks on those"
+    ):
         set_optimizer_state_dict(other, resumed, saved, options=options)
 
 

@@ -2,13 +2,15 @@
 
 import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from stepping import ADAM, new_param, randn, ulps_of_the_largest
 
-from grokfused import GrokAdam, GrokAdamW
+import grokfused
+from grokfused import GrokAdam, GrokAdamW, compat, pruning, schedules
 from grokfused.compat import gradfilter_ema
 from grokfused.step.options import OPTIONS
 from grokfused.step.scalars import Hyperparameters
@@ -80,3 +82,14 @@ def test_it_is_equivalent_to_the_five_lines_of_its_docstring(kind) -> None:
     loss(models[0]).backward()
     without.step()
     assert max(ulps_of_the_largest(a.detach(), b.detach()) for a, b in zip(*models, strict=True)) > 1000
+
+
+@pytest.mark.parametrize("module", [grokfused, schedules, pruning, compat], ids=lambda each: each.__name__)
+def test_every_public_name_has_a_docstring_and_a_place_on_the_page(module) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
+    for name in module.__all__:
+        found = getattr(module, name)
+        if name != "__version__":
+            assert f".. automodule:: {module.__name__}\n" in page or f":: {name}\n" in page, name
+        if callable(found):
+            assert inspect.getdoc(found), name

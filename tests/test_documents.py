@@ -102,7 +102,7 @@ def commits() -> dict[str, str]:
     found = {}
     for page, text in TEXTS.items():
         found |= dict.fromkeys(re.findall(r"\bcommit `?([0-9a-f]{7,40})\b", text), page)
-    for path in [*ROOT.glob("docs/**/*.json"), *ROOT.glob("bench/results/*.json")]:
+    for path in [*ROOT.glob("docs/**/*.json"), *ROOT.glob("bench/results/**/*.json")]:
         record = json.loads(path.read_text())
         for facts in [record, *(value for value in record.values() if isinstance(value, dict))]:
             if "commit" in facts:

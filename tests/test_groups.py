@@ -143,10 +143,10 @@ class Wrapper(torch.optim.Optimizer):
 
 
 def test_an_option_that_a_wrapper_may_mean_otherwise_is_not_taken_unnoticed() -> None:
-    words = r"'alpha': 0.5, 'seed': 5} stood in the groups that Wrapper shares, and is taken for GrokAdamW's"
+    words = r"'alpha': 0.5, 'seed': 5} stands in the parameter groups that Wrapper shares, and is read as"
     with pytest.warns(UserWarning, match=words):
         Wrapper([param(3)], GrokAdamW, {"rho": 0.1, "seed": 5, "alpha": 0.5}, lr=0.1)
-    with pytest.raises(ValueError, match=r"Invalid alpha value: 9.0 .*'alpha': 9.0} stood"):
+    with pytest.raises(ValueError, match=r"Invalid alpha value: 9.0 .*'alpha': 9.0} stands"):
         Wrapper([param(3)], GrokAdamW, {"alpha": 9.0}, lr=0.1)
     # Warnings are errors in this suite: of what was given to us, and of groups that are no one else's.
     Wrapper([param(3)], GrokAdamW, {"rho": 0.1}, lr=0.1, alpha=0.5, seed=5)

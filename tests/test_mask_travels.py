@@ -110,7 +110,7 @@ def test_a_mask_that_got_lost_on_the_way_is_missed() -> None:
     saved = through_a_file(optimizer.state_dict())
     assert [group["masks"] for group in saved["param_groups"]] == [2, 0]
     del saved["state"][1]["mask"]
-    with pytest.raises(ValueError, match="saved with 2 masks, of which 1 came"):
+    with pytest.raises(ValueError, match="saved with 2 masks, of which 1 arrived"):
         optimizer.load_state_dict(saved)
     assert len(optimizer.masks()) == 2
     saved["param_groups"][0]["masks"] = 1  # on purpose

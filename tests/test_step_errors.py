@@ -104,7 +104,11 @@ BREAKS: dict[str, tuple[Break, Errors, str]] = {
     "lr nan": (with_option(lr=NAN), ValueError, "learning rate: nan .*finite number, or a tensor"),
     "lr a tensor of infinity": (with_option(lr=torch.tensor(-INF)), ValueError, "learning rate: -inf"),
     "lr a word": (with_option(lr="0.5"), TypeError, "lr must be .*'0.5' of type str"),
-    "beta1 1": (with_option(betas=(1.0, 0.9)), ValueError, "index 0: 1.0 .*finite number but 1 and -1"),
+    "beta1 1": (
+        with_option(betas=(1.0, 0.9)),
+        ValueError,
+        "index 0: 1.0 .*finite number other than 1 and -1",
+    ),
     "beta1 -1": (with_option(betas=(torch.tensor(-1.0), 0.9)), ValueError, "index 0: -1.0"),
     "beta1 inf": (with_option(betas=(INF, 0.9)), ValueError, "index 0: inf"),
     "beta2 > 1": (with_option(betas=(0.9, 1.5)), ValueError, r"index 1: 1.5 .*\[-1, 1\]"),

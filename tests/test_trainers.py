@@ -209,7 +209,9 @@ class TestWrappersThatShareGroups:
         from pytorch_optimizer import WSAM
 
         model = torch.nn.Linear(4, 2)
-        words = r"'alpha': .* stood in the groups that WSAM shares, and is taken for GrokAdamW's"
+        words = (
+            r"'alpha': .* stands in the parameter groups that WSAM shares, and is read as an option of Grok"
+        )
         with pytest.raises(ValueError, match=words) if gamma == 0.9 else pytest.warns(match=words):
             WSAM(model, model.parameters(), GrokAdamW, lr=3e-3, gamma=gamma)
 

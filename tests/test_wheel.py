@@ -14,6 +14,7 @@ import torch
 from bare_machine import needed
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow  # environments are made, and things are built
 ASK = """
 import shutil, torch, grokfused
 assert not any(map(shutil.which, ("c++", "g++", "cc", "gcc", "clang", "nvcc")))
@@ -64,7 +65,6 @@ def wheel() -> Path:
     return found
 
 
-@pytest.mark.slow
 def test_the_wheel_steps_in_an_empty_environment_without_a_compiler(wheel, tmp_path) -> None:
     assert re.search(r"-manylinux_2_\d+_x86_64\.whl$|-manylinux_2_\d+_aarch64\.whl$", wheel.name)
     python = environment(tmp_path / "empty")

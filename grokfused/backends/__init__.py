@@ -76,7 +76,7 @@ def choose(name: str, kind: Kind) -> str:
         reasons.append(f"{candidate}: {reason}")
     if candidate == "reference":
         warnings.warn(
-            f"grokfused takes its slow reference backend on {kind.device}. " + "; ".join(reasons),
+            f"grokfused uses its slow reference backend on {kind.device}. " + "; ".join(reasons),
             RuntimeWarning,
             stacklevel=2,
         )
@@ -114,7 +114,7 @@ def info() -> dict[str, Any]:
         ``backends``: name -> {"available", "why_not", "note"}, asked for each device there is; ``auto``:
         device -> the backend that ``backend="auto"`` takes. The devices are "cpu" and "cuda"; where GPUs
         differ in their compute capability, each counts by itself ("cuda:0", "cuda:1").
-        Where there is a GPU this initializes CUDA.
+        Where there is a GPU this initialises CUDA.
     """
     kinds = {device: kind_on(device, torch.float32) for device in ("cpu", *gpus.devices())}
     refusals = {

@@ -27,7 +27,7 @@ class Gpu(NamedTuple):
 
 
 def visible() -> list[Gpu]:
-    """Returns the GPUs that torch sees; this initializes CUDA."""
+    """Returns the GPUs that torch sees; this initialises CUDA."""
     return [
         Gpu(torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index))
         for index in range(torch.cuda.device_count())

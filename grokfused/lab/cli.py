@@ -208,7 +208,7 @@ def grok(
     for option in [option for option, value in given.items() if value is not None]:
         if option not in usual.options:
             word = "window" if option == "window_size" else option
-            raise refuse(f"--{word} says nothing to --filter {grad_filter}: leave one of them out")
+            raise refuse(f"--{word} has no effect with --filter {grad_filter}: leave one of them out")
     chosen: dict[str, Any] = {
         "lamb": usual.lamb,
         **{option: value for option, value in given.items() if value is not None},

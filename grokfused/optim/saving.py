@@ -33,7 +33,7 @@ class Saving:
         their parameter.
 
         Raises:
-            ValueError: A parameter has a mask, which torch.optim would not keep to; the message names it.
+            ValueError: A parameter has a mask, which torch.optim would ignore; the message names it.
             RuntimeError: A state does not fit its parameter, or has lost a moment.
         """
         return for_torch(self)

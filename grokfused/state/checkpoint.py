@@ -113,7 +113,7 @@ def _check_masks(saved_group: Mapping[str, Any], states: Mapping[Any, Mapping[st
         found = type(wanted).__name__
         raise ValueError(f"{name}[{MASKS!r}] must be the number of masks in it, got {found}: {GIVE}")
     if count < wanted:
-        raise ValueError(f"{name} was saved with {wanted} masks, of which {count} came: {NO_PLACE}")
+        raise ValueError(f"{name} was saved with {wanted} masks, of which {count} arrived: {NO_PLACE}")
     if count > wanted:
         warnings.warn(
             f"{name} was saved with {wanted} masks, and {count} came: with full_state_dict, "

@@ -42,8 +42,8 @@ def for_torch(optimizer: Any) -> dict[str, Any]:
             state = optimizer.state.get(param)
             if state and "mask" in state:
                 raise ValueError(
-                    f"{names[param]} has a mask, which torch.optim would not keep to: "
-                    "note masks() and call remove_mask first"
+                    f"{names[param]} has a mask, which torch.optim would ignore: "
+                    "keep what masks() returns, and call remove_mask first"
                 )
             if state:
                 check_state(param, state, group, names[param])

@@ -133,7 +133,7 @@ def warn_of_typos(group: Mapping[str, Any], known: Iterable[str], stacklevel: in
         meant = [option for option in known if name not in known and _is_a_slip(name, option)]
         if meant:
             warnings.warn(
-                f"the key {name!r} of a parameter group is kept, but no option: did you mean {meant[0]!r}?",
+                f"the key {name!r} of a parameter group is kept but is no option: did you mean {meant[0]!r}?",
                 stacklevel=stacklevel + 1,
             )
 

@@ -48,7 +48,7 @@ GIVEN = {
 # every parameter infinite or NaN; torch raises ZeroDivisionError there, or computes with complex numbers.
 LATER = {
     "lr": Range("lr must be a finite number, or a tensor of one"),
-    "beta1": Range("the first of betas must be a finite number but 1 and -1", never=(1.0, -1.0)),
+    "beta1": Range("the first of betas must be a finite number other than 1 and -1", never=(1.0, -1.0)),
     "beta2": Range("the second of betas must be in [-1, 1]", -1.0, 1.0),
     "eps": Range("eps must be a finite number"),
     "weight_decay": Range("weight_decay must be a finite number"),

@@ -99,8 +99,8 @@ def collision(
         if own & {id(group) for group in getattr(other, "param_groups", ())}:
             name = type(other).__name__
             return (
-                f"{brought} stood in the groups that {name} shares, and is taken for {taker}'s. If {name} "
-                f"means its own: make it with another base optimizer, then put {taker} with groups of its "
-                "own in the place of that (docs/trainers.md)"
+                f"{brought} stands in the parameter groups that {name} shares, and is read as an option "
+                f"of {taker}. If it is one of {name}: make {name} with another base optimizer, then "
+                f"replace that by a {taker} with groups of its own (docs/trainers.md)"
             )
     return None
