@@ -20,7 +20,7 @@ html_show_copyright = False
 templates_path: list[str] = []
 
 myst_heading_anchors = 3
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "html_image"]
 
 autodoc_typehints = "none"  # the docstrings say types where they matter, with ranges and units
 autodoc_member_order = "bysource"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -279,7 +280,8 @@ def _show_examples() -> None:
     ):
         for command in commands:
             name = str(command.name or getattr(command.callback, "__name__", "")).replace("_", "-")
-            command.epilog = f"Example: {EXAMPLES.get(name, f'grokfused {before}{name} --seeds 0')}"
+            seeds = " --seeds 0" if "seeds" in inspect.signature(command.callback or start).parameters else ""
+            command.epilog = f"Example: {EXAMPLES.get(name, f'grokfused {before}{name}{seeds}')}"
 
 
 _show_examples()

@@ -91,7 +91,7 @@ class GrokAdamW(GrokAdam):
         param_rounding: How bfloat16 and float16 parameters are rounded: "nearest" loses small updates;
             "stochastic" keeps their mean, at no cost in memory; "kahan" keeps what was cut off in a further
             state of 2 bytes a parameter. Where parameters have 16 bits, choose one of the last two:
-            docs/rounding.md. No effect on wider ones. (default: "nearest")
+            docs/papers/rounding.md. No effect on wider ones. (default: "nearest")
         seed: Picks the random bits of stochastic rounding, together with step and element index. (default: 0)
         backend: "auto", "native", "triton" or "reference"; see ``grokfused.info``. Name one to have an error
             instead of a slower one. (default: "auto")
