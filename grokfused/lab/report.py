@@ -26,8 +26,8 @@ PUBLISHED = {
 }
 HONESTY = (
     "The published baseline is Adam [bold]without[/bold] weight decay. AdamW with weight decay 1.0 and no "
-    "filter reaches 95 % at iteration 1,180 (measured with the authors' model, seed 0, 2 CPU cores, "
-    "torch 2.13); that is the baseline to compare with."
+    "filter reaches 95 % at iteration 1,180 (seed 0; docs/grokking.json has the run); that is the baseline "
+    "to compare with."
 )
 
 
