@@ -30,8 +30,8 @@ def verdict(record: Record) -> Verdict:
             f"{least}{low / decay:.1f}x ({decay:,.0f} steps), the filter's part {share:.2f}x.",
             f"First crossings at decay 0.01 with the filter: {firsts['low-ema'] or 'not run'}; at decay 2 "
             f"with beta1 raised in its place: {firsts['high-beta1'] or 'not run'}.",
-            "So the published factor on MNIST is that of a change of weight decay, if the filter's part is "
-            "about 1; the paper changes both at once and has no row that tells them apart.",
+            ("So here the factor is that of a change of weight decay" if share < 1.5 else "Both count here")
+            + "; the paper changes both at once, and has no row that tells them apart.",
         ],
     )
 

@@ -49,7 +49,7 @@ def verdict(record: Record) -> Verdict:
         f"generalise. Masks of dense runs move most after {spread(peaks, 2)} of their steps."
     )
     return Verdict(
-        "yes" if all(sooner) else "in part" if any(sooner) else "no",
+        "yes" if all(sooner) and min(sparse, default=1.0) >= 0.95 else "in part" if any(sooner) else "no",
         ", ".join(f"{net} {middle[net]:.1f}x" for net in nets),
         [
             "Tickets generalise sooner than the dense network they were found in by these factors (median of "
