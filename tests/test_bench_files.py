@@ -134,6 +134,7 @@ def test_a_disk_that_fills_while_it_is_measured_is_told(monkeypatch, tmp_path) -
     assert "json cannot be written (No space left on device): name a file" in result.stderr
 
 
+@pytest.mark.slow
 def test_pytest_benchmark_runs_groups_and_compares_the_suite(tmp_path, monkeypatch, capsys) -> None:
     comparison = pytest.importorskip("pytest_benchmark.cli")
     # A machine of `make gpu-check` has none. Asked for, as imported it would stay in every later import.

@@ -73,6 +73,7 @@ def test_what_two_processes_saved_resumes_exactly_on(said, world_size, case) -> 
         assert f"held: {case}\n" in said[process], said[process]
 
 
+@pytest.mark.slow
 def test_the_example_trains_on_two_processes_and_goes_on_with_one(tmp_path) -> None:
     alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
     for launcher, environment, end in (
