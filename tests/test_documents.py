@@ -112,6 +112,7 @@ def commits() -> dict[str, str]:
 
 def test_commits_that_are_named_exist() -> None:
     assert len(commits()) >= 5
+    # A shallow clone, or a source archive, has no older commits: nothing could be told of them there.
     if git("rev-parse", "--is-shallow-repository") != "false":
         pytest.skip("not a clone with its whole history: whether a commit exists cannot be told here")
     missing = {

@@ -134,7 +134,7 @@ def test_fsdp2_resumes_on_another_number_of_processes(tmp_path) -> None:
     ],
 )
 def test_trainers_of_others(name, package, said, tmp_path) -> None:
-    if find_spec(package) is None:
+    if find_spec(package) is None:  # an extra: `make test` installs it, a bare machine has none
         pytest.skip(f"{package} is not installed (pip install '.[trainers]')")
     command = [sys.executable, EXAMPLES / name, "--steps", "10"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

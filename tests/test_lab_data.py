@@ -62,4 +62,5 @@ def available(load):
     try:
         return load()
     except ImportError as error:
+        # Data that an extra brings: `make test` installs it, a bare machine has none.
         pytest.skip(str(error))

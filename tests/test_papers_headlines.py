@@ -24,6 +24,7 @@ def quick(name: str, out: Path, *arguments: str) -> Record:
     try:
         PAPERS[name].experiment.needs()
     except ImportError as error:
+        # Data that an extra brings: `make test` installs it, a bare machine has none.
         pytest.skip(str(error))
     done = CliRunner().invoke(reproduce.app, [name, "--quick", "--out", str(out), *arguments])
     assert done.exit_code == 0, done.output

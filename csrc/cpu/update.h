@@ -211,6 +211,7 @@ GROK_CPU_CLONES void update(const Arrays& of_tile, int size, const void* scalars
   const auto numbers = *static_cast<const ScalarsOf<typename Stored::Param::Real>*>(scalars);
   const Arrays arrays = of_tile;
   const Choices choices = of_all;
+  static_assert(!(kMasked && Stored::kKeepsRest), "a rest is chosen by a loop of its own (tile.h)");
   for (int begin = 0; begin < size; begin += Stored::kStrip) {
     fetch_ahead<Stored, Step::States::kCount>(arrays, begin);
     const int end = std::min(size, begin + Stored::kStrip);
