@@ -42,7 +42,7 @@ class Bucket {
     work.slices.reserve(most);
     if (!alike.numbers_on_device) counters_.reserve(most);
     if (*alike.backend == "native")
-      kernel_ = choose_kernel(alike.device_type == 1 ? "cpu" : "cuda",
+      kernel_ = choose_kernel(alike.device_type == kCpu ? "cpu" : "cuda",
                               policy.names(alike.param_dtype, alike.state_dtype, alike.window_dtype));
   }
 

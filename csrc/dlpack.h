@@ -13,6 +13,8 @@
 
 namespace grokfused {
 
+constexpr int32_t kCpu = 1, kCuda = 2;  // device types of the standard
+
 struct DLTensor {
   void* data;
   int32_t device_type, device_id;

@@ -1,5 +1,6 @@
 // The pybind11 module: how this file was built, and the walk over what a step works on. Nothing else: the
 // kernels register themselves (csrc/cpu, csrc/cuda).
+#include "norm.h"
 #include "walk.h"
 
 #ifndef GROK_VERSION
@@ -103,6 +104,7 @@ PYBIND11_MODULE(_C, module) {
            py::arg("dtensor_class"), py::arg("samples"), py::arg("keys"))
       .def_property_readonly("knows_keys", [](const Table& table) { return table.read.knows_keys(); })
       .def("with_grads", &grokfused::with_grads)
+      .def("sum_of_squares", &grokfused::sum_of_squares)
       .def("walk", &walk, py::arg("members"), py::arg("policies"), py::arg("policy_of"), py::arg("fitted"),
            py::arg("numbering"));
 

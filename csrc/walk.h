@@ -131,8 +131,6 @@ class Walk {
   }
 
  private:
-  static constexpr int32_t kCpu = 1, kCuda = 2;  // device types of DLPack
-
   const void* address_of(const py::object& numbers) const {
     DLTensor tensor;
     if (numbers.is_none()) return nullptr;

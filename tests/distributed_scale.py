@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from grokfused import GrokAdamW
-from grokfused.step.clipping import total_norm
+from grokfused.step.norm import total_norm
 
 LIMIT = 0.7  # the norms of the gradients below are 5 to 10
 # Squares are summed shard by shard, and we divide by 1 / coefficient where torch multiplies by it: a few

@@ -14,8 +14,9 @@ from torch import Tensor
 from grokfused import GrokAdamW
 from grokfused.lab.agreement import differing_bits
 from grokfused.step import device_scalars, engine
-from grokfused.step.clipping import Clip, divisor, total_norm
+from grokfused.step.clipping import Clip, divisor
 from grokfused.step.members import with_grads
+from grokfused.step.norm import total_norm
 
 ROOT = Path(__file__).parent.parent
 

@@ -140,6 +140,16 @@ def test_the_columns_have_the_same_turns() -> None:
         assert re.search(rf"{name}(\d+)", (ROOT / path).read_text())[1] == str(windows.TURN)
 
 
+def test_the_columns_add_squares_in_the_same_pieces_and_lanes() -> None:
+    from grokfused.backends import norm
+
+    header = (ROOT / "csrc" / "step" / "norm.h").read_text()
+    assert dict(re.findall(r"kNorm(\w+) = (\d+);", header)) == {
+        "Piece": str(norm.PIECE),
+        "Lanes": str(norm.LANES),
+    }
+
+
 def test_the_columns_have_the_same_mask_modes_and_lanes() -> None:
     from grokfused.backends import storage
     from grokfused.step import mask

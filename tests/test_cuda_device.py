@@ -12,7 +12,7 @@ from grokfused import GrokAdam, GrokAdamW
 from grokfused.lab.agreement import differing_bits
 from grokfused.lab.bench.probes import probe
 from grokfused.lab.training import Config, Experiment
-from grokfused.step.clipping import total_norm
+from grokfused.step.norm import total_norm
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 

@@ -21,8 +21,9 @@ from grokfused.state.prepare import check_imagined, check_place, imagine_step, p
 from grokfused.state.sharding import is_sharded, local
 from grokfused.state.storage import fitting_grad
 from grokfused.step import device_scalars
-from grokfused.step.clipping import Clip, GradScale, divisor, max_norm_of, total_norm
+from grokfused.step.clipping import Clip, GradScale, divisor, max_norm_of
 from grokfused.step.members import Members
+from grokfused.step.norm import total_norm
 from grokfused.step.options import check_options, refuse_incomplete
 from grokfused.step.policy import Policy, policies_of
 from grokfused.step.scalars import scalar_table, step_scalars
