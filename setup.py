@@ -74,20 +74,20 @@ def arguments():
     class BuildOrExplain(BuildExtension):
         """Builds the best `_C` that can be built, and records what is missing in it."""
 
-        def initialize_options(self):
-            super().initialize_options()
+        def finalize_options(self):
             self.build_temp = "build/objects"  # one place: what `make` has compiled, `make wheel` need not
+            super().finalize_options()
+            self.places = [Path(self.build_lib), *([ROOT] if self.inplace or self.editable_mode else [])]
 
         def build_extensions(self):
-            places = [ROOT, Path(self.build_lib)]  # of a wheel, the files were gathered before
-            forget(places)
+            forget(self.places, self.get_ext_filename("grokfused._C"))
             said, ways = "", [with_cuda, on_cpu] if torch.version.cuda else [on_cpu]  # a GPU need not be here
             for way in ways:
                 error, printed = attempt(self.build_as, way)
                 if error is None:
                     return
                 said += f"{printed}\n{error}\n".lstrip()
-                explain(said, error, places)
+                explain(said, error, self.places)
             self.extensions = []
 
         def build_as(self, way):

@@ -12,10 +12,11 @@ from setup_cuda import NoToolkit
 BUILD_ERROR = Path("grokfused", "_build_error.txt")
 
 
-def forget(places):
-    """Removes what earlier builds have left."""
+def forget(places, built):
+    """Removes what earlier builds have left: if this one fails, theirs would pass for one of its sources."""
     for place in places:
-        (place / BUILD_ERROR).unlink(missing_ok=True)
+        for left in (BUILD_ERROR, built):
+            (place / left).unlink(missing_ok=True)
 
 
 def explain(reason, error, places):

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import torch
@@ -78,6 +79,8 @@ exit 1
     # A build for CUDA would first ask nvcc what it thinks of this compiler.
     environment = {**os.environ, "CXX": str(broken), "CC": str(broken), "TORCH_DONT_CHECK_COMPILER_ABI": "1"}
     environment.pop("PYTHONPATH", None)
+    built_before = source / "grokfused" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    built_before.write_bytes(b"of other sources")
     subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
         cwd=source,

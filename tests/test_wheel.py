@@ -70,7 +70,9 @@ def test_the_wheel_steps_in_an_empty_environment_without_a_compiler(wheel, tmp_p
     python = environment(tmp_path / "empty")
     site = next((tmp_path / "empty" / "lib").glob("python*/site-packages"))
     install = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel]
-    subprocess.run(install, check=True, capture_output=True)
+    # With a PYTHONPATH that names this folder, pip would find the package installed.
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(install, check=True, capture_output=True, env=environ)
     done = alone(python, "-c", ASK, path=shared(tmp_path / "shared", "torch", "numpy"))
     assert done.returncode == 0, done.stderr
     native, reference = (line.split() for line in done.stdout.splitlines())
