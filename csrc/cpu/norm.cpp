@@ -16,7 +16,10 @@ namespace {
 
 // Bytes that are fetched ahead: a processor that looks ahead by itself stops at each page. And pieces below
 // which a second thread costs more than it saves.
-constexpr int kAhead = 8192, kPiecesPerThread = 8;
+constexpr int kAhead = 2048, kPiecesPerThread = 8;
+
+// Pieces that are read side by side: a processor has more of several places under way than of one.
+constexpr int kAtOnce = 4;
 
 constexpr uint16_t kNoRest[kTile] = {};  // zeros, whose sign is nothing to a square
 
@@ -30,41 +33,58 @@ GROK_HD void fetch_ahead(const void* values, size_t bytes) {
     __builtin_prefetch(static_cast<const char*>(values) + kAhead + line, 0, 2);
 }
 
-template <class Real>
-GROK_CPU_CLONES double sum_piece(const Real* values, int size) {
+// Of pieces that lie behind one another, all read side by side. Only one alone may be cut.
+template <class Real, int kPieces>
+GROK_CPU_CLONES void sum_pieces(const Real* values, int size, double* pieces) {
   typedef Real Reals __attribute__((vector_size(kWide * sizeof(Real))));
-  Doubles sums[kVectors] = {};
+  Doubles sums[kPieces][kVectors] = {};
   int i = 0;
   for (; i + kNormLanes <= size; i += kNormLanes) {
-    fetch_ahead(values + i, kNormLanes * sizeof *values);
-#pragma GCC unroll 4
-    for (int k = 0; k < kVectors; ++k) {
+#pragma GCC unroll 16
+    for (int k = 0; k < kPieces * kVectors; ++k) {
+      const Real* at = values + k / kVectors * kNormPiece + i;
+      if (k % kVectors == 0) fetch_ahead(at, kNormLanes * sizeof *at);
       Reals reals;
-      std::memcpy(&reals, values + i + k * kWide, sizeof reals);
+      std::memcpy(&reals, at + k % kVectors * kWide, sizeof reals);
       const Doubles wide = __builtin_convertvector(reals, Doubles);
-      sums[k] += wide * wide;
+      sums[k / kVectors][k % kVectors] += wide * wide;
     }
   }
-  double lanes[kNormLanes], sum = 0;
-  std::memcpy(lanes, sums, sizeof lanes);
-  for (int lane = 0; i < size; ++i, ++lane) lanes[lane] += square(values[i]);
-  for (const double lane : lanes) sum += lane;
-  return sum;
+  for (int piece = 0; piece < kPieces; ++piece) {
+    double lanes[kNormLanes];
+    std::memcpy(lanes, sums[piece], sizeof lanes);
+    for (int lane = 0; i + lane < size; ++lane) lanes[lane] += square(values[i + lane]);
+    pieces[piece] = 0;
+    for (const double lane : lanes) pieces[piece] += lane;
+  }
 }
 
-double sum_of_piece(const Values& of, int64_t first) {
-  const int size = static_cast<int>(std::min(of.size - first, kNormPiece));
-  const void* values = static_cast<const char*>(of.data) + first * bytes_of(of.format);
-  if (of.format == Format::kFloat64) return sum_piece(static_cast<const double*>(values), size);
+// Sums `kAtOnce` pieces where there are so many, or one; returns how many.
+template <class Real>
+int sum_some(const Real* values, int64_t size, int64_t most, double* pieces) {
+  if (most < kAtOnce || size < kAtOnce * kNormPiece) {
+    sum_pieces<Real, 1>(values, static_cast<int>(std::min(size, kNormPiece)), pieces);
+    return 1;
+  }
+  sum_pieces<Real, kAtOnce>(values, kNormPiece, pieces);
+  return kAtOnce;
+}
+
+// Sums pieces of one tensor, `first` and the next ones, `most` or fewer; returns how many.
+int sum_next(const Values& of, int64_t first, int64_t most, double* pieces) {
+  const int64_t begin = first * kNormPiece, size = of.size - begin;
+  const void* values = static_cast<const char*>(of.data) + begin * bytes_of(of.format);
+  if (of.format == Format::kFloat64) return sum_some(static_cast<const double*>(values), size, most, pieces);
   const Widen widen = widening(of.format);
-  if (!widen) return sum_piece(static_cast<const float*>(values), size);
+  if (!widen) return sum_some(static_cast<const float*>(values), size, most, pieces);
   float wide[kNormPiece];
-  for (int i = 0; i < size; i += kTile) {
+  const int in_piece = static_cast<int>(std::min(size, kNormPiece));
+  for (int i = 0; i < in_piece; i += kTile) {
     const auto* narrow = static_cast<const uint16_t*>(values) + i;
     fetch_ahead(narrow, kTile * sizeof *narrow);
-    widen(narrow, kNoRest, wide + i, std::min(size - i, kTile));
+    widen(narrow, kNoRest, wide + i, std::min(in_piece - i, kTile));
   }
-  return sum_piece(wide, size);
+  return sum_some(wide, in_piece, 1, pieces);
 }
 
 }  // namespace
@@ -75,9 +95,9 @@ double sum_of_squares(const std::vector<Values>& all) {
   std::vector<double> pieces(starts.back());
   torch::stable::parallel_for(0, starts.back(), kPiecesPerThread, [&](int64_t begin, int64_t end) {
     size_t t = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
-    for (int64_t piece = begin; piece < end; ++piece) {
+    for (int64_t piece = begin; piece < end;) {
       while (piece >= starts[t + 1]) ++t;
-      pieces[piece] = sum_of_piece(all[t], (piece - starts[t]) * kNormPiece);
+      piece += sum_next(all[t], piece - starts[t], end - piece, &pieces[piece]);
     }
   });
   double sum = 0;
