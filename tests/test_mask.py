@@ -48,6 +48,24 @@ def test_what_someone_writes_into_pruned_states_is_gone_after_the_step(backend) 
             optimizer.state[param]["grad_ema"] = torch.ones_like(param)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [1, 31, 33, 513, 16_384, 40_001])
+def test_one_number_written_anywhere_into_a_long_pruned_stretch_is_found(size, dtype) -> None:
+    """Native code reads such a stretch from several places side by side: none may be left out."""
+    param, kept = made([70_000], dtype), torch.zeros(70_000, dtype=torch.bool)
+    begin = 9_999
+    kept[[begin - 1, begin + size]] = True
+    optimizer = GrokAdamW([param], backend="native", **OPTIONS)
+    optimizer.set_mask(param, kept)
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    for place in {begin, begin + size - 1, *(begin + size * part // 9 for part in range(9))}:
+        with torch.no_grad():
+            param[place] = 3e-7
+        optimizer.step()
+        assert param.count_nonzero() == 2
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -14,12 +14,10 @@ namespace grokfused::cpu {
 constexpr int kMaskBlock = 32 * kTile, kSparse = 4, kAhead = 4 * kTile;
 
 // Elements of which a mask keeps none. Their states are 0 since the mask was set, and nothing has written
-// them; their parameters are looked at, because any code may write those, and so many later ones fetched: a
-// processor that looks ahead by itself stops at each page.
-inline void clear_pruned(const SliceStep& step, int64_t begin, int64_t size) {
+// them; their parameters are looked at, because any code may write those.
+inline void clear_pruned(const SliceStep& step, int64_t begin, int64_t end) {
   const Array param = step.param();
-  const int64_t ahead = std::min(begin + kAhead, step.slice().size - size);
-  fetch<char>(param.at(ahead), 0, static_cast<int>(size * param.bytes));
+  const int64_t size = end - begin;
   if (all_zero(param.at(begin), size * param.bytes)) return;
   step.each_written([&](const Array& array) { std::memset(array.at(begin), 0, size * array.bytes); });
 }
@@ -30,13 +28,21 @@ struct Kept {
   bool any = false, all = true;
 };
 
+// Where the first whole unit begins that keeps something; a unit is a word or two.
+inline int64_t first_kept(const uint32_t* mask, int64_t begin, int64_t end, int64_t unit) {
+  while (begin + unit <= end && (mask[begin / kLanes] | mask[(begin + unit) / kLanes - 1]) == 0)
+    begin += unit;
+  return begin;
+}
+
 // Looks at the words from `begin` on, at most up to `end`: a tile of them, or in a sparse part of the mask
-// only as many as alike keep something, or nothing; beside states of 8 bits whole blocks. The last word
-// may be cut.
+// only as many as alike keep something, or all that keep nothing; beside states of 8 bits whole blocks. The
+// last word may be cut.
 inline Kept look(const SliceStep& step, int64_t begin, int64_t end, bool sparse) {
   const uint32_t* mask = step.slice().mask;
   const int64_t stop = end_of_tile(begin, end), at_once = step.in_blocks() ? kBlock : kLanes;
   Kept kept{begin};
+  if (sparse && (kept.end = first_kept(mask, begin, end, at_once)) > begin) return {kept.end, false, false};
   for (int64_t next; kept.end < stop; kept.end = next) {
     next = std::min(kept.end + at_once, stop);
     uint32_t any = 0, left_out = 0;
@@ -90,14 +96,15 @@ inline void run_masked(const SliceStep& step, int64_t begin, int64_t end) {
     stop = std::min(end, (begin / kMaskBlock + 1) * kMaskBlock);
     const Words words(mask, begin, stop);
     for (Kept kept; begin < stop; begin = kept.end) {
-      kept = words.full == words.all ? Kept{stop, true, true} : look(step, begin, stop, words.sparse());
+      const bool any = words.used != 0, alike = !any || words.full == words.all;
+      kept = alike ? Kept{stop, any, any} : look(step, begin, stop, words.sparse());
       if (words.sparse()) prefetch_used(step, begin + kAhead, std::min(end, kept.end + kAhead));
       if (kept.all)
         step.run(begin, kept.end);
       else if (kept.any)
         step.run_selected(begin, kept.end, words.sparse() ? 0 : end - begin);
       else if (zero)
-        clear_pruned(step, begin, kept.end - begin);
+        clear_pruned(step, begin, kept.end);
     }
   }
 }
