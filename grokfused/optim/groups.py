@@ -11,17 +11,14 @@ from torch.nn.parameter import is_lazy
 
 from grokfused.state.storage import check_param
 from grokfused.step.clipping import max_norm_of
+from grokfused.step.grad_filter import FILTERS
 from grokfused.step.options import check_options, plain, warn_of_typos
 
 IDLE = (
-    "lamb=0 adds nothing, but what grad_filter={!r} remembers is kept and moved ({}). grad_filter='none' "
-    "keeps nothing, until group['grad_filter'] = {!r} turns it on. For a lamb that is raised later, with the "
-    "memory known by then: construct with that lamb and then write group['lamb'] = 0, which brings no warning"
+    "lamb=0 adds nothing, but the memory of grad_filter={!r} ({}) is kept and moved in every step: give "
+    "grad_filter='none', and write group['grad_filter'] = {!r} when it shall begin. For a memory that is "
+    "filled by then, construct with the later lamb and write group['lamb'] = 0: that brings no warning"
 )
-KEPT = {
-    "ema": "4 bytes per parameter in float32",
-    "mean": "window_size gradients and their sum per parameter",
-}
 # What an optimizer may lack that was pickled by an older version.
 SINCE_THEN: dict[str, Any] = {
     "max_grad_norm": None,
@@ -63,7 +60,7 @@ def checked_group(
             check_param(tensor, f"parameter {name!r} of group {len(others)}")
     if _idle(options) and not any(map(_idle, others)):
         name = options["grad_filter"]
-        warnings.warn(IDLE.format(name, KEPT[name], name), stacklevel=3)
+        warnings.warn(IDLE.format(name, ", ".join(FILTERS[name].states), name), stacklevel=3)
     return group
 
 
