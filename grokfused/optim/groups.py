@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Module
 from torch.nn.parameter import is_lazy
 
 from grokfused.state.storage import check_param
@@ -32,6 +33,14 @@ SINCE_THEN: dict[str, Any] = {
 }
 
 
+def listed(params: Any) -> list[Any]:
+    """Returns parameters, named ones or groups as a list; raises TypeError for what is none."""
+    if not isinstance(params, Iterable):
+        hint = ": give its parameters()" if isinstance(params, Module) else ""
+        raise TypeError(f"params must be parameters or groups of them, got {type(params).__name__}{hint}")
+    return list(params)
+
+
 def checked_group(
     given: Mapping[str, Any], others: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -48,7 +57,7 @@ def checked_group(
     warn_of_typos(given, ("params", "param_names", *defaults), stacklevel=3)
     group = {**given, **plain({name: given[name] for name in given if name in defaults})}
     if not isinstance(group["params"], (Tensor, set)):
-        group["params"] = list(group["params"])
+        group["params"] = listed(group["params"])
     options = {**defaults, **group}
     check_options(options, given=True)
     max_norm_of([*others, options])
