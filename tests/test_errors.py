@@ -257,7 +257,7 @@ def test_parameters_of_lazy_modules_train_once_they_are_initialized(backend) -> 
         lambda: step_in_backward(optimizer),
     ):
         with pytest.raises(
-            ValueError, match=r"'0.weight' of group 0 \(not initialized yet\).*lazy module once"
+            ValueError, match=r"'0.weight' of group 0 \(not initialised yet\).*lazy module once"
         ):
             act()
     with torch.no_grad():
