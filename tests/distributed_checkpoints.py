@@ -1,5 +1,6 @@
 """Cases of tests/test_distributed.py: what several processes save, one and several others load."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
     set_state_dict,
 )
-from torch.distributed.tensor import distribute_tensor
 
 from grokfused import GrokAdamW
 from grokfused.dcp import LoadPlanner
+
+PAGE = Path(__file__).parents[1] / "docs" / "distributed.md"
 
 
 def a_full_state_dict_fits_one_process(_: Path) -> None:
@@ -94,19 +96,15 @@ def torch_goes_on_from_an_export_of_shards(_: Path) -> None:
             torch.testing.assert_close(whole(many.state[param][key]), state, **ROUNDING)
 
 
-def masks_come_with_a_full_state_dict(_: Path) -> None:
-    """Each process has them whole, and an optimizer without a place for them takes its part."""
+def a_run_of_one_process_is_spread_as_documented(_: Path) -> None:
+    """Each process has all masks whole, and an optimizer without a place for them takes its part."""
     plain, model = network(), sharded_network()
     one, many = GrokAdamW(plain.parameters(), **OPTIONS), GrokAdamW(model.parameters(), **OPTIONS)
     trained(plain, one, 2)
-    full = get_optimizer_state_dict(plain, one)
-    set_optimizer_state_dict(model, many, full, options=StateDictOptions(full_state_dict=True))
-    model.load_state_dict(
-        {
-            name: distribute_tensor(value, param.device_mesh, param.placements)
-            for (name, value), param in zip(plain.state_dict().items(), model.parameters(), strict=True)
-        }
-    )
+    saved, loaded = {"model": plain.state_dict(), "optimizer": one.state_dict()}, network()
+    recipe: dict[str, Any] = {}
+    exec(re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[0], recipe)
+    recipe["spread"](saved, loaded, GrokAdamW(loaded.parameters()), model, many)
     for step in range(2, 4):
         for net, optimizer in (plain, one), (model, many):
             give_grads(net, step)
@@ -284,7 +282,7 @@ CASES = [
     a_full_state_dict_fits_one_process,
     a_full_state_dict_is_spread_over_two,
     torch_goes_on_from_an_export_of_shards,
-    masks_come_with_a_full_state_dict,
+    a_run_of_one_process_is_spread_as_documented,
     flattened_states_go_through_a_file,
     states_made_by_torch_count_no_step,
     save,

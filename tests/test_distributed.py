@@ -32,7 +32,7 @@ CASES = [
     "a_full_state_dict_fits_one_process",
     "a_full_state_dict_is_spread_over_two",
     "torch_goes_on_from_an_export_of_shards",
-    "masks_come_with_a_full_state_dict",
+    "a_run_of_one_process_is_spread_as_documented",
     "flattened_states_go_through_a_file",
     "states_made_by_torch_count_no_step",
     "save",

@@ -10,12 +10,13 @@ import torch
 from stepping import ADAM, new_param, randn, ulps_of_the_largest
 
 import grokfused
-from grokfused import GrokAdam, GrokAdamW, compat, pruning, schedules
+from grokfused import GrokAdam, GrokAdamW, compat, losses, pruning, schedules, scores
 from grokfused.compat import gradfilter_ema
 from grokfused.step.options import OPTIONS
 from grokfused.step.scalars import Hyperparameters
 
 CLASSES = (GrokAdam, GrokAdamW)
+MODULES = (grokfused, schedules, pruning, scores, losses, compat)
 # What `torch.optim` and the arithmetic of a step ask for, beside the table of options.
 NUMBERS = {*Hyperparameters._fields, "max_grad_norm"}
 OF_NO_GROUP = {"params", "unscales_grads", "unknown"}
@@ -84,7 +85,7 @@ def test_it_is_equivalent_to_the_five_lines_of_its_docstring(kind) -> None:
     assert max(ulps_of_the_largest(a.detach(), b.detach()) for a, b in zip(*models, strict=True)) > 1000
 
 
-@pytest.mark.parametrize("module", [grokfused, schedules, pruning, compat], ids=lambda each: each.__name__)
+@pytest.mark.parametrize("module", MODULES, ids=lambda each: each.__name__)
 def test_every_public_name_has_a_docstring_and_a_place_on_the_page(module) -> None:
     page = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
     for name in module.__all__:

@@ -97,6 +97,18 @@ def test_commands_that_are_named_exist() -> None:
             assert first != "reproduce" or not second or second in known["reproduce"].commands, (page, second)
 
 
+def test_options_of_examples_that_are_named_exist() -> None:
+    found = [
+        (page, name, option)
+        for page, text in TEXTS.items()
+        for name, words in re.findall(r"examples/([a-z]\w*\.py)((?: +[\w./-]+)*)", text)
+        for option in re.findall(r" (--[\w-]+)", words)
+    ]
+    assert len(found) >= 2
+    for page, name, option in found:
+        assert f'"{option}"' in (ROOT / "examples" / name).read_text() or option == "--help", (page, option)
+
+
 def commits() -> dict[str, str]:
     """The commits that documents and recorded runs name, each with one that names it."""
     found = {}
@@ -137,8 +149,8 @@ def test_the_changelog_has_this_version() -> None:
 def test_the_readme_is_short() -> None:
     text = TEXTS["README.md"]
     assert len(text.splitlines()) <= 120
-    prose = re.sub(r"```.*?```|<!--.*?-->|^\|.*$", "", text, flags=re.DOTALL | re.MULTILINE)
-    sentences = re.split(r"(?<=[.:?])\s+|\n\n|\n- ", prose)
+    prose = re.sub(r"```.*?```|<!--.*?-->|^\|[^\n]*$", "", text, flags=re.DOTALL | re.MULTILINE)
+    sentences = re.split(r"(?<=[.:?])\s+|\n\n|\n- | · ", prose)
     longest = max(sentences, key=lambda sentence: len(sentence.split()))
     assert len(longest.split()) <= 30, longest
 

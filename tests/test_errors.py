@@ -257,7 +257,7 @@ def test_parameters_of_lazy_modules_train_once_they_are_initialized(backend) -> 
         lambda: step_in_backward(optimizer),
     ):
         with pytest.raises(
-            ValueError, match=r"'0.weight' of group 0 \(not initialized yet\).*lazy module once"
+            ValueError, match=r"'0.weight' of group 0 \(not initialised yet\).*lazy module once"
         ):
             act()
     with torch.no_grad():
@@ -268,6 +268,13 @@ def test_parameters_of_lazy_modules_train_once_they_are_initialized(backend) -> 
     for each in (optimizer, late):
         train(each, 3)
     assert_same_bits(values(optimizer), values(late))
+
+
+def test_a_model_in_place_of_its_parameters_is_named() -> None:
+    model = torch.nn.Linear(2, 2)
+    for params in model, [{"params": model}]:
+        with pytest.raises(TypeError, match=r"params must be .*, got Linear: give its parameters\(\)"):
+            GrokAdamW(params)
 
 
 def test_no_parameters_and_the_same_parameter_twice_are_refused_as_by_torch() -> None:

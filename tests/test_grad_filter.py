@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from grokfused import GrokAdamW
+from grokfused.step.grad_filter import FILTERS, Filter, Memory
+from grokfused.step.options import CHOICES
 
 
 def optimizer_on(param: torch.Tensor, **options) -> GrokAdamW:
@@ -89,6 +91,17 @@ def test_a_filter_that_adds_nothing_is_told_of_once() -> None:
     optimizer = GrokAdamW(params(1), lamb=0.3)
     (again,) = warnings_of(lambda: optimizer.add_param_group({"params": params(1), "lamb": 0.0}))
     assert again == told
+
+
+@pytest.mark.parametrize(
+    ("name", "memory"),
+    [("ema", "(grad_ema)"), ("mean", "(grad_window, grad_sum)"), ("echo", "(last_grad)")],
+)
+def test_the_memory_that_is_told_of_is_that_of_the_filter(name, memory, monkeypatch) -> None:
+    monkeypatch.setitem(FILTERS, "echo", Filter({"last_grad": Memory()}))  # a new one, in no other table here
+    monkeypatch.setitem(CHOICES, "grad_filter", tuple(FILTERS))
+    (told,) = warnings_of(lambda: GrokAdamW(params(1), lamb=0, grad_filter=name))
+    assert memory in told
 
 
 def test_without_filter_or_with_a_lamb_that_is_written_later_nothing_is_told() -> None:

@@ -157,12 +157,18 @@ def test_bad_arguments_of_masks_are_named(arguments, message) -> None:
         ({"schedule": "cubic"}, "schedule must be one of"),
         ({"rounds": 0}, "rounds must be >= 1"),
         ({"density": -0.1}, "density"),
-        ({"score": "snip"}, "at least one batch"),
+        ({"density": "0.1"}, "density.*must be a number, got '0.1'"),
+        (
+            {"score": "snip", "loss_fn": nn.functional.cross_entropy},
+            r"needs batches, .*, got \(\)",
+        ),
+        ({"score": "grasp", "batches": [(None, None)]}, "needs loss_fn, .*, got None"),
+        ({"score": "snip", "loss_fn": [(None, None)]}, r"needs loss_fn, .*, got \[\(None, None\)\]"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_bad_arguments_of_a_search_are_named(change, message) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         find_masks(**{"model": network(), "score": "magnitude", "density": 0.5, **change})
 
 

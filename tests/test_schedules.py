@@ -142,7 +142,7 @@ class TestSchedule:
     @pytest.mark.parametrize(
         ("option", "value", "message"),
         [
-            ("lr", 1.0, "lr has torch.optim.lr_scheduler"),
+            ("lr", 1.0, "for lr there is torch.optim.lr_scheduler"),
             ("alhpa", 1.0, "option must be one of"),
             ("alpha", Linear(end=1.0, steps=9), r"param_groups\[0\]: Invalid alpha value: 1.0 .*\[0, 1\)"),
             ("alpha", WarmUp(5, Constant(1.5)), "Invalid alpha value: 1.5"),

@@ -57,7 +57,7 @@ def wheel() -> Path:
     command = [
         "make",
         "wheel",
-        *(f"--assume-old=.venv/{name}" for name in (".built", ".tools", ".installed")),
+        *(f"--assume-old=.venv/{name}" for name in (".built", ".auditwheel", ".installed")),
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Module
 from torch.nn.parameter import is_lazy
 
 from grokfused.state.storage import check_param
 from grokfused.step.clipping import max_norm_of
+from grokfused.step.grad_filter import FILTERS
 from grokfused.step.options import check_options, plain, warn_of_typos
 
 IDLE = (
-    "lamb=0 adds nothing, but what grad_filter={!r} remembers is kept and moved ({}). grad_filter='none' "
-    "keeps nothing, until group['grad_filter'] = {!r} turns it on. For a lamb that is raised later, with the "
-    "memory known by then: construct with that lamb and then write group['lamb'] = 0, which brings no warning"
+    "lamb=0 adds nothing, but the memory of grad_filter={!r} ({}) is kept and moved in every step: give "
+    "grad_filter='none', and write group['grad_filter'] = {!r} when it shall begin. For a memory that is "
+    "filled by then, construct with the later lamb and write group['lamb'] = 0: that brings no warning"
 )
-KEPT = {
-    "ema": "4 bytes per parameter in float32",
-    "mean": "window_size gradients and their sum per parameter",
-}
 # What an optimizer may lack that was pickled by an older version.
 SINCE_THEN: dict[str, Any] = {
     "max_grad_norm": None,
@@ -33,6 +31,14 @@ SINCE_THEN: dict[str, Any] = {
     "filter_start_step": 0,
     "filter_stop_step": None,
 }
+
+
+def listed(params: Any) -> list[Any]:
+    """Returns parameters, named ones or groups as a list; raises TypeError for what is none."""
+    if not isinstance(params, Iterable):
+        hint = ": give its parameters()" if isinstance(params, Module) else ""
+        raise TypeError(f"params must be parameters or groups of them, got {type(params).__name__}{hint}")
+    return list(params)
 
 
 def checked_group(
@@ -51,7 +57,7 @@ def checked_group(
     warn_of_typos(given, ("params", "param_names", *defaults), stacklevel=3)
     group = {**given, **plain({name: given[name] for name in given if name in defaults})}
     if not isinstance(group["params"], (Tensor, set)):
-        group["params"] = list(group["params"])
+        group["params"] = listed(group["params"])
     options = {**defaults, **group}
     check_options(options, given=True)
     max_norm_of([*others, options])
@@ -63,7 +69,7 @@ def checked_group(
             check_param(tensor, f"parameter {name!r} of group {len(others)}")
     if _idle(options) and not any(map(_idle, others)):
         name = options["grad_filter"]
-        warnings.warn(IDLE.format(name, KEPT[name], name), stacklevel=3)
+        warnings.warn(IDLE.format(name, ", ".join(FILTERS[name].states), name), stacklevel=3)
     return group
 
 

@@ -46,7 +46,7 @@ def step_in_backward(optimizer: Optimizer) -> StepInBackward:
     Raises:
         TypeError: It is another optimizer.
         ValueError: ``max_grad_norm`` is set: it needs all gradients before the first step. Or a parameter is
-            not initialized yet.
+            not initialised yet.
         RuntimeError: A parameter has a gradient, or the optimizer steps in backward already. Or the model
             is wrapped in ``DistributedDataParallel``, which exchanges gradients after the step would be
             taken, so that the processes would part. And later, in ``backward()`` or ``optimizer.step()``:

@@ -15,7 +15,7 @@ from torch.optim import optimizer as torch_optimizer
 from grokfused.optim import op
 from grokfused.optim.compiled import compiled_step
 from grokfused.optim.dynamo import TRACES_ASSIGNMENTS, break_at_assignments
-from grokfused.optim.groups import SINCE_THEN, checked_group
+from grokfused.optim.groups import SINCE_THEN, checked_group, listed
 from grokfused.optim.in_backward import StepInBackward
 from grokfused.optim.masking import Masking
 from grokfused.optim.saving import Saving
@@ -139,7 +139,7 @@ class GrokAdam(Masking, Saving, Optimizer):
         check_flag("unscales_grads", defaults.pop("unscales_grads"))
         defaults = plain(defaults)
         check_options(defaults, given=True)
-        self._own(params if isinstance(params, Tensor) else list(params), defaults)
+        self._own(params if isinstance(params, Tensor) else listed(params), defaults)
         self._name = op.new_name(self)
         self._step_supports_amp_scaling = bool(unscales_grads)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping
@@ -54,8 +55,10 @@ SCHEDULES: dict[str, Callable[[float, int, int], float]] = {
 }
 
 
-def _check_density(density: float) -> None:
-    if not 0 <= density <= 1:
+def _check_density(density: object) -> None:
+    if isinstance(density, bool) or not isinstance(density, numbers.Real):
+        raise TypeError(f"density, the share of weights that is kept, must be a number, got {density!r}")
+    if not 0 <= float(density) <= 1:
         raise ValueError(f"density, the share of weights that is kept, must be in [0, 1], got {density}")
 
 
@@ -133,10 +136,10 @@ def find_masks(
         model: The network; unchanged in the end.
         score: A name in ``SCORES``, or a function like those.
         density: The share of prunable weights that is kept in the end, in [0, 1].
-        loss_fn: For the scores that need a loss.
-        batches: For the scores that need data.
+        loss_fn: A function of outputs and targets; "snip" and "grasp" need it. (default: None)
+        batches: (inputs, targets) of each; "snip", "grasp" and "synflow" need one or more. (default: none)
         scope: "global" or "local"; see ``masks_from_scores``. (default: "global")
-        rounds: (default: 100 for "synflow", else 1)
+        rounds: In how many steps it prunes. (default: 100 for "synflow", else 1)
         schedule: "linear" or "exponential": what is kept after each round. (default: "exponential")
         options: Passed on to the score: ``prunable``, ``seed``, ``temperature``.
 
@@ -144,7 +147,8 @@ def find_masks(
         Name -> bool mask.
 
     Raises:
-        ValueError: There is no such score, schedule, density or number of rounds.
+        ValueError: There is no such score, schedule, density or number of rounds, or a score lacks batches.
+        TypeError: The density is no number, or a score lacks its loss.
     """
     _check_density(density)
     if isinstance(score, str) and score not in SCORES:
@@ -172,7 +176,8 @@ def jaccard_distance(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) 
         ValueError: The masks are not of the same tensors.
     """
     if {n: m.shape for n, m in first.items()} != {n: m.shape for n, m in second.items()}:
-        raise ValueError("the two sets of masks must have the same names and shapes")
+        own, others = ({name: list(mask.shape) for name, mask in masks.items()} for masks in (first, second))
+        raise ValueError(f"the two sets of masks must have the same names and shapes, got {own} and {others}")
     shared = sum(int((mask & second[name]).sum()) for name, mask in first.items())
     either = sum(int((mask | second[name]).sum()) for name, mask in first.items())
     return 1 - shared / either if either else 0.0
@@ -242,9 +247,10 @@ class Ticket:
             parts = [found.pop("masks"), found.pop("initial_state")]
             whole = not found and all(isinstance(t, Tensor) for part in parts for t in part.values())
         except (pickle.UnpicklingError, EOFError, RuntimeError, AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"{os.fspath(path)} holds no ticket: {error}") from error
+            found = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{os.fspath(path)} holds no ticket, as save() writes one ({found})") from error
         if not whole or any(mask.dtype is not torch.bool for mask in parts[0].values()):
-            raise ValueError(f"{os.fspath(path)} holds no ticket")
+            raise ValueError(f"{os.fspath(path)} holds no ticket: two dicts, of bool masks and of tensors")
         return cls(*parts)
 
 

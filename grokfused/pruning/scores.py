@@ -50,8 +50,10 @@ def _refuse_frozen(weights: Named) -> None:
 
 
 def _mean_loss(model: nn.Module, loss_fn: LossFn, batches: Batches, temperature: float = 1.0) -> Tensor:
+    if not callable(loss_fn):
+        raise TypeError(f"this score needs loss_fn, a function of outputs and targets, got {loss_fn!r}")
     if not batches:
-        raise ValueError("this score needs at least one batch of (inputs, targets)")
+        raise ValueError(f"this score needs batches, at least one of (inputs, targets), got {batches!r}")
     losses = [loss_fn(model(inputs) / temperature, targets) for inputs, targets in batches]
     return torch.stack(losses).mean()
 

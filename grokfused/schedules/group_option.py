@@ -15,7 +15,7 @@ class GroupOption:
 
     def __init__(self, optimizer: Any, option: str) -> None:
         if option not in OPTIONS:
-            hint = ": lr has torch.optim.lr_scheduler" if option == "lr" else ""
+            hint = ": for lr there is torch.optim.lr_scheduler" if option == "lr" else ""
             raise ValueError(f"option must be one of {OPTIONS}, got {option!r}{hint}")
         groups = getattr(optimizer, "param_groups", None)
         if not isinstance(groups, list):
@@ -52,7 +52,9 @@ class GroupOption:
         found = list(self.base_values)
         for number, group in enumerate(groups[len(found) :], len(found)):
             if self.option not in group:
-                raise ValueError(f"param_groups[{number}] has no {self.option!r}")
+                raise ValueError(
+                    f"param_groups[{number}] has no {self.option!r}: give a GrokAdam or GrokAdamW"
+                )
             found.append(self._checked(number, group.get(f"initial_{self.option}", group[self.option])))
         return found
 

@@ -36,7 +36,10 @@ from grokfused.step.grad_filter import STARTS, WINDOW, WINDOW_START, is_pending
 from grokfused.step.mask import NO_PLACE, zero_left_out
 from grokfused.step.options import check_options
 
-TO_RESHARD = "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict spreads a state dict anew"
+TO_RESHARD = (
+    "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict spreads what get_optimizer_state_dict "
+    "has returned; docs/distributed.md has it for a run that one process began"
+)
 GIVE = "give what an optimizer's state_dict() has returned"
 
 

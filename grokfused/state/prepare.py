@@ -49,7 +49,7 @@ State = dict[str, Any]
 # torch's words, where they fit.
 FUSED_META = (
     "`fused=True` requires all the params to be floating point Tensors of supported devices, but it is on "
-    "the meta device and has no values; materialize it first"
+    "the meta device and has no values; materialise it first"
 )
 OTHER_WINDOW = (
     ": a window keeps the size that it was made with. To start another one, take a step with another "

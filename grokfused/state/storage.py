@@ -85,7 +85,7 @@ def check_param(param: object, name: object) -> None:
     if param.dtype not in PARAM_DTYPES:
         raise TypeError(f"{name} must be one of {SHOWN_DTYPES}, got {param.dtype}")
     if param.is_conj():
-        raise ValueError(f"{name} is conjugated only when read: optimize what resolve_conj() returns")
+        raise ValueError(f"{name} is conjugated only when read: optimise what resolve_conj() returns")
     if param.layout is not torch.strided or param.is_nested:
         kind = "a nested tensor" if param.is_nested else f"layout {param.layout}"
         raise TypeError(f"{name} must be a dense tensor, got {kind}")
@@ -94,7 +94,7 @@ def check_param(param: object, name: object) -> None:
     if overlaps_itself(local(param)):
         raise ValueError(
             f"{name} overlaps itself in memory (shape {list(param.shape)}, strides "
-            f"{list(param.stride())}): optimize the tensor it was expanded from"
+            f"{list(param.stride())}): optimise the tensor it was expanded from"
         )
 
 
@@ -108,7 +108,7 @@ def check_has_values(param: Tensor, name: object) -> None:
     """Raises ValueError for a parameter that may be owned but not stepped: lazy, or on the meta device."""
     check_initialized(param, name)
     if param.device.type == "meta":
-        raise ValueError(f"{name} is on the meta device and has no values to update; materialize it first")
+        raise ValueError(f"{name} is on the meta device and has no values to update; materialise it first")
 
 
 def check_grad(param: Tensor, grad: Tensor, name: object) -> None:

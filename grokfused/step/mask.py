@@ -28,7 +28,8 @@ KEPT = 1
 CODES = {"zero": 2, "freeze": 3}
 NO_PLACE = (
     "torch.distributed.checkpoint reads only what the loading optimizer has a place for: load with "
-    "planner=grokfused.dcp.LoadPlanner(), or set any masks on those parameters before"
+    "planner=grokfused.dcp.LoadPlanner(); or, before loading, take a step and then set any masks on those "
+    "parameters"
 )
 
 

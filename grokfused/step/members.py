@@ -101,7 +101,7 @@ def param_names(groups: Groups) -> dict[Tensor, str]:
 
 
 def _shown(param: Tensor) -> str:
-    return "not initialized yet" if is_lazy(param) else f"shape {list(param.shape)}"
+    return "not initialised yet" if is_lazy(param) else f"shape {list(param.shape)}"
 
 
 def _names(group: Mapping[str, Any]) -> Iterable[object]:
