@@ -75,7 +75,7 @@ void with_grad_filter(std::string_view name, Use&& use) {
   if (name == NoFilter::kName) return use(NoFilter{});
   if (name == Ema::kName) return use(Ema{});
   if (name == Mean::kName) return use(Mean{});
-  fail("grad_filter must be none, ema or mean, got ", name);
+  fail("there are no loops for grad_filter=", name);
 }
 
 }  // namespace grokfused
