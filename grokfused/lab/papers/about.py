@@ -29,9 +29,9 @@ ABOUT = {
         """The paper's network (width {dim}, {layers} layers), task, batch ({batch}) and warm-up, of another
         implementation. A crossing is the first look, every {every} iterations, at {threshold:.0%} validation accuracy;
         a stable one is not followed by a look below it in the {after} iterations after the first crossing, with which
-        a run ends (or after {steps:,}). Of the controls that the paper lacks, the table has the field's AdamW with
-        decoupled decay 1 and 2. Others are rows of the command that were not run for this page: AdamW with
-        EMA(0.9, 1), Adam without a filter, and beta1 raised to the same mean age of a gradient. A second task,
+        a run ends (or after {steps:,}). Controls that the paper lacks: the field's AdamW with decoupled decay 1
+        and 2, with and without EMA(0.9, 1); Adam with the paper's decay and no filter; and both with beta1 raised to
+        the mean age that a gradient has in a step with the filter. A second task,
         a + b mod 31 for a perceptron, is small enough to search the settings of AdamW with and without a filter with
         optuna, {add_trials} trials each, on seeds of the search's own.""",
     ),

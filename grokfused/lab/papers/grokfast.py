@@ -19,9 +19,11 @@ ROWS = {
     "ma": Row("Adam, decay 0.01, MA(100, 5): the paper's", 0.01, True, "mean", lamb=5.0),
     # Mean age of a gradient in a step: 9 + 1/2 * 9 steps, as with EMA(0.9, 1) and beta1 0.9.
     "adamw-2-beta1": Row("AdamW, decay 2, no filter, beta1 0.931", 2.0, beta1=0.931),
-    "adam": Row("Adam, decay 0.005, no filter", 0.005, True, steps=1_200),
+    "adam": Row("Adam, decay 0.005, no filter, 1,200 iterations", 0.005, True, steps=1_200),
     # 9 + 2/3 * 49 steps, as with EMA(0.98, 2) and beta1 0.9.
-    "adam-beta1": Row("Adam, decay 0.005, no filter, beta1 0.977", 0.005, True, beta1=0.977, steps=1_200),
+    "adam-beta1": Row(
+        "Adam, decay 0.005, no filter, beta1 0.977, 1,200 iterations", 0.005, True, beta1=0.977, steps=1_200
+    ),
     "adam-0": Row("Adam, decay 0, no filter: the paper's baseline", 0.0, True, steps=60_000),
 }
 CONTROLS = tuple(ROWS)[:-1]

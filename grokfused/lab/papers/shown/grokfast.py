@@ -47,8 +47,8 @@ def published(record: Record) -> list[str]:
     runs = {
         "EMA": ("ema", "paper: 910"),
         "MA": ("ma", "790"),
-        "Adam with that decay and no filter": ("adam", ""),
-        "and beta1 raised": ("adam-beta1", ""),
+        "Adam with the EMA's decay and no filter, within 1,200,": ("adam", ""),
+        "and with beta1 raised": ("adam-beta1", ""),
     }
     said = [
         f"{what} {spread([run['first'] for run in runs_of(record, row)])}"
