@@ -54,7 +54,8 @@ def draw_curves(record: Record, figure: Figure, name: str, labels: Mapping[str, 
             steps, values = ([point[key] for point in one["points"]] for key in ("step", name))
             axes.plot(steps, values, color=f"C{number}", linewidth=0.9, label=label if not at else None)
     axes.set(xlabel="steps", ylabel=name, **axis)
-    axes.legend(fontsize=7, frameon=False)
+    # Beside the curves, which leave no corner free.
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def thinned(points: Sequence[Any], count: int = 100) -> list[Any]:
