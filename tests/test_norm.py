@@ -109,16 +109,34 @@ def test_one_gradient_of_float64_makes_the_norm_float64() -> None:
     assert total_norm([drawn(50, torch.complex128)]).dtype is torch.float64
 
 
-def test_a_subclass_of_tensor_is_read_by_its_own_rules() -> None:
-    class Doubled(torch.Tensor):
-        @classmethod
-        def __torch_function__(cls, function, types, args=(), kwargs=None):
-            with torch._C.DisableTorchFunctionSubclass():
-                return function(*args, **(kwargs or {}))
+class Own(torch.Tensor):
+    """What torch makes of it is of this class again."""
 
-    real = drawn(100, torch.float32)
-    assert native_table().sum_of_squares([real.as_subclass(Doubled)]) is None
-    assert torch.equal(total_norm([real.as_subclass(Doubled)]).as_subclass(torch.Tensor), total_norm([real]))
+
+class Wrapped(torch.Tensor):
+    """It has no memory: each operation is done on what it wraps."""
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> torch.Tensor:
+        wrapped = torch.Tensor._make_wrapper_subclass(
+            cls, inner.shape, dtype=inner.dtype, device=inner.device
+        )
+        wrapped.inner = inner
+        return wrapped
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        args = torch.utils._pytree.tree_map(lambda each: each.inner if isinstance(each, cls) else each, args)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("summed")
+@pytest.mark.parametrize("made", [lambda tensor: tensor.as_subclass(Own), Wrapped], ids=["own", "wrapped"])
+def test_of_a_subclass_of_tensor_torch_sums_the_squares(made) -> None:
+    grads = [drawn(100, torch.float32), drawn(50, torch.float32, 1)]
+    found = total_norm([made(grads[0]), grads[1]]).as_subclass(torch.Tensor)
+    # Tolerance: torch adds in float32.
+    torch.testing.assert_close(found, total_norm(grads), rtol=1e-6, atol=0)
 
 
 def test_the_norm_allocates_nothing_of_the_size_of_gradients() -> None:

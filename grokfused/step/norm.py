@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from grokfused.backends import native_table, norm
-from grokfused.state.sharding import is_sharded
 from grokfused.state.storage import is_dense
 
 
@@ -18,18 +18,18 @@ def total_norm(grads: Sequence[Tensor]) -> Tensor:
     """Returns the Euclidean norm of all gradients together: [], on the device of the first.
 
     It is float32, or float64 if there is a gradient of that. On a CPU squares are summed in float64, in an
-    order that nothing changes: ``backends.norm``. On other devices, and of DTensors, torch sums them in their
-    order, those of 16 bits in float32. (``torch.nn.utils.get_total_norm`` rounds the norm of each tensor to
-    16 bits, of which float16 ends at 65504.) DTensors count whole, each mesh of processes by itself, other
-    tensors as they are on this process.
+    order that nothing changes: ``backends.norm``. On other devices, and of subclasses such as DTensor, torch
+    sums them in its order, those of 16 bits in float32. (``torch.nn.utils.get_total_norm`` rounds the norm of
+    each tensor to 16 bits, of which float16 ends at 65504.) DTensors count whole, each mesh of processes by
+    itself, other tensors as they are on this process.
     """
     table = native_table()
     found = table.sum_of_squares(grads) if table else None
     if found is not None:
         return _root(*found)
-    plain = [_in_memory_order(grad) for grad in grads if _is_on_cpu(grad)]
+    plain = [_in_memory_order(grad) for grad in grads if _is_plain(grad)]
     norms = [_norm_on_cpu(plain)] if plain else []
-    norms += _by_torch([_as_real(grad) for grad in grads if not _is_on_cpu(grad)])
+    norms += _by_torch([_as_real(grad) for grad in grads if not _is_plain(grad)])
     if len(norms) == 1:
         return norms[0]
     total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(grads[0].device) for norm in norms]))
@@ -38,17 +38,19 @@ def total_norm(grads: Sequence[Tensor]) -> Tensor:
 
 def _norm_on_cpu(grads: list[Tensor]) -> Tensor:
     table = native_table()
-    if table:
-        return _root(*table.sum_of_squares(grads))
-    return _root(norm.sum_of_squares(grads), any(grad.dtype is torch.float64 for grad in grads))
+    found = table.sum_of_squares(grads) if table else None
+    if found is None:
+        found = norm.sum_of_squares(grads), any(grad.dtype is torch.float64 for grad in grads)
+    return _root(*found)
 
 
 def _root(squares: float, wide: bool) -> Tensor:
     return torch.tensor(squares**0.5, dtype=torch.float64 if wide else torch.float32, device="cpu")
 
 
-def _is_on_cpu(grad: Tensor) -> bool:
-    return grad.device.type == "cpu" and grad.layout is torch.strided and not is_sharded(grad)
+def _is_plain(grad: Tensor) -> bool:
+    """True for what has memory of its own on the CPU; what a subclass has is for torch to know."""
+    return type(grad) in (Tensor, Parameter) and grad.device.type == "cpu" and grad.layout is torch.strided
 
 
 def _as_real(grad: Tensor) -> Tensor:
