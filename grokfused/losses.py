@@ -9,14 +9,25 @@ from torch.nn.functional import kl_div, log_softmax, normalize, pdist
 __all__ = ["alignment", "distillation", "norm_and_direction", "slerp", "uniformity"]
 
 
+def _got(**tensors: Tensor) -> str:
+    return "got " + ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
+
+
 def distillation(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     """Returns ``T^2 * KL(softmax(teacher / T) || softmax(student / T))``, a batch's mean (arXiv:1503.02531).
 
     Args:
         student: Logits, float [batch, classes].
         teacher: The same of the teacher; no gradient flows there.
-        temperature: T. (default: 4.0)
+        temperature: T, > 0. (default: 4.0)
+
+    Raises:
+        ValueError: The two are not alike [batch, classes], or the temperature is out of range.
     """
+    if student.dim() != 2 or student.shape != teacher.shape:
+        raise ValueError(f"logits must be [batch, classes], {_got(student=student, teacher=teacher)}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be > 0, got {temperature}")
     given, wanted = (log_softmax(logits / temperature, 1) for logits in (student, teacher.detach()))
     return kl_div(given, wanted, reduction="batchmean", log_target=True) * temperature**2
 
@@ -36,15 +47,23 @@ def norm_and_direction(student: Tensor, teacher: Tensor, class_means: Tensor, ta
         targets: The classes y, int64 [batch].
 
     Raises:
-        ValueError: The features have other shapes: a student of other width needs a projection.
+        ValueError: The features have other shapes (a student of other width needs a projection), or there is
+            not one class for each.
     """
     if student.shape != teacher.shape or student.shape[1:] != class_means.shape[1:]:
-        shapes = ", ".join(str(list(each.shape)) for each in (student, teacher, class_means))
-        raise ValueError(f"features of student, teacher and classes must have one width, got {shapes}")
+        shapes = _got(student=student, teacher=teacher, class_means=class_means)
+        raise ValueError(f"features of student, teacher and classes must have one width, {shapes}")
+    _check_targets(student, targets)
     directions = normalize(class_means.detach(), dim=1)[targets]
     along = (student * directions).sum(1)
     longest = torch.maximum(student.norm(dim=1), teacher.detach().norm(dim=1))
     return (1 - along / longest).mean()
+
+
+def _check_targets(features: Tensor, targets: Tensor) -> None:
+    if features.dim() != 2 or targets.shape != features.shape[:1]:
+        shapes = _got(features=features, targets=targets)
+        raise ValueError(f"features [batch, features] need a class each, targets [batch], {shapes}")
 
 
 def alignment(features: Tensor, targets: Tensor) -> Tensor:
@@ -53,7 +72,11 @@ def alignment(features: Tensor, targets: Tensor) -> Tensor:
     Args:
         features: Of norm 1, float [batch, features].
         targets: The classes, int64 [batch].
+
+    Raises:
+        ValueError: There is not one class for each.
     """
+    _check_targets(features, targets)
     squares = pdist(features).square()
     first, second = torch.triu_indices(len(features), len(features), 1, device=features.device)
     alike = targets[first] == targets[second]

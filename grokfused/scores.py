@@ -28,10 +28,13 @@ def el2n(logits: Tensor, targets: Tensor) -> Tensor:
 
     Raises:
         ValueError: The shapes do not fit together.
+        TypeError: The targets are no int64.
     """
     if logits.dim() != 2 or targets.shape != logits.shape[:1]:
         shapes = f"{list(logits.shape)} and {list(targets.shape)}"
         raise ValueError(f"el2n takes logits [examples, classes] and targets [examples], got {shapes}")
+    if targets.dtype is not torch.int64:
+        raise TypeError(f"el2n takes targets as numbers of classes, int64, got {targets.dtype}")
     error = logits.softmax(1) - one_hot(targets, logits.shape[1])
     norms: Tensor = error.norm(dim=1)
     return norms

@@ -44,6 +44,8 @@ def test_scores_refuse_what_does_not_fit(batch) -> None:
     model, inputs, targets = batch
     with pytest.raises(ValueError, match=r"got \[11, 3\] and \[10\]"):
         el2n(model(inputs), targets[1:])
+    with pytest.raises(TypeError, match=r"int64, got torch.float32"):
+        el2n(model(inputs), targets.float())
     with pytest.raises(ValueError, match="got 11 and 10"):
         grand(model, cross_entropy, inputs, targets[1:])
     with pytest.raises(ValueError, match="chunk_size must be >= 1, got 0"):
@@ -81,8 +83,22 @@ def test_the_norm_and_direction_loss_is_its_formula_and_has_its_gradient() -> No
 
 def test_features_of_other_widths_are_refused() -> None:
     student, teacher, means, targets = features()
-    with pytest.raises(ValueError, match=r"one width, got \[8, 4\], \[8, 5\], \[3, 5\]"):
+    with pytest.raises(
+        ValueError, match=r"one width, got student \[8, 4\], teacher \[8, 5\], class_means \[3, 5\]"
+    ):
         norm_and_direction(student[:, 1:], teacher, means, targets)
+
+
+def test_what_would_be_spread_over_a_batch_silently_is_refused() -> None:
+    student, teacher, means, targets = features()
+    with pytest.raises(ValueError, match=r"got features \[8, 5\], targets \[1\]"):
+        norm_and_direction(student, teacher, means, targets[:1])
+    with pytest.raises(ValueError, match=r"got features \[8, 5\], targets \[9\]"):
+        alignment(student, torch.cat((targets, targets[:1])))
+    with pytest.raises(ValueError, match=r"got student \[8, 5\], teacher \[1, 5\]"):
+        distillation(student, teacher[:1])
+    with pytest.raises(ValueError, match="temperature must be > 0, got 0"):
+        distillation(student, teacher, 0)
 
 
 def test_distillation_is_its_formula() -> None:

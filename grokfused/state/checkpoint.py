@@ -47,11 +47,13 @@ def check_parts(state_dict: object) -> None:
     """Raises ValueError where a state dict is none, or lacks a part."""
     parts = {"state": Mapping, "param_groups": Sequence}
     if not isinstance(state_dict, Mapping):
-        raise ValueError(f"a state dict must be a dict, got {type(state_dict).__name__}")
+        raise ValueError(f"a state dict must be a dict, got {type(state_dict).__name__}: {GIVE}")
     for part, kind in parts.items():
         if not isinstance(state_dict.get(part), kind):
             found = _kind(state_dict, part)
-            raise ValueError(f"a state dict must have a {kind.__name__.lower()} {part!r}, got {found}")
+            raise ValueError(
+                f"a state dict must have a {kind.__name__.lower()} {part!r}, got {found}: {GIVE}"
+            )
 
 
 def _kind(found: Mapping[str, Any], name: str) -> str:
