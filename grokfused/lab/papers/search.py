@@ -44,9 +44,10 @@ def search(
         name: Of the study, and of what is kept.
         grad_filter: "none" or "ema": what is searched.
         trials: How many, with those that are there already.
-        cost: (optimizer, number of the trial) -> what is to be small.
+        cost: (optimizer, number of the trial) -> what is to be small. A trial that was cut short is tried
+            again under its number.
         watch: Shows how far it is.
-        seed: Of the sampler.
+        seed: Of the first trial's sampler; the next ones have the next.
     """
     import optuna
     from optuna.storages import JournalStorage
@@ -56,18 +57,21 @@ def search(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # optuna's, of what is experimental
         storage = JournalStorage(JournalFileBackend(str(watch.out / "trials.log")))
-        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
-        study = optuna.create_study(storage=storage, sampler=sampler, study_name=name, load_if_exists=True)
+        study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
 
     def objective(trial: Any) -> float:
         drawn = {
             key: trial.suggest_float(key, low, high, log=True)
             for key, (low, high) in SPACES[grad_filter].items()
         }
-        return cost(row_of(drawn, grad_filter), trial.number)
+        return cost(row_of(drawn, grad_filter), count)
 
-    while (count := sum(trial.state.is_finished() for trial in study.trials)) < trials:
+    while (count := sum(trial.value is not None for trial in study.trials)) < trials:
         watch.span = count / trials, 1 / trials
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # One for each: a search that was cut short draws what it would have drawn.
+            study.sampler = optuna.samplers.TPESampler(seed=seed + count, multivariate=True)
         study.optimize(objective, n_trials=1)
         watch.show(1.0, f"trial {count + 1} of {trials}, best {study.best_value:,.0f}")
         watch.save(name, dict)
