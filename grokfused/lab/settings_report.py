@@ -32,7 +32,7 @@ ABOUT = """The tasks:
 - **images**: a network of two convolutions learns 4,000 digits of MNIST, 1,000 are held out: {image_steps}
   steps of {batch} images, lr {image_lr:g} falling to 0 on a cosine.
 - **grokking, decay {grok_decay}**: x * y mod {modulus}, half of the equations to train on, a decoder of one
-  layer and width {grok_dim}, batches of {grok_batch}, `GrokAdamW` with lr {grok_lr:g} after 10 steps of
+  layer and width {grok_dim}, batches of {grok_batch}. `GrokAdamW` with lr {grok_lr:g} after 10 steps of
   warm-up, betas (0.9, 0.98) and decay {grok_decay}.
 - **grokking, the paper's**: the same with the optimizer of the Grokfast paper, `GrokAdam` with lr
   {paper_lr:g} and weight decay {paper_decay:g}.
