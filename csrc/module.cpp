@@ -1,5 +1,5 @@
-// The pybind11 module: how this file was built, and the walk over what a step works on. Nothing else: the
-// kernels register themselves (csrc/cpu, csrc/cuda).
+// The pybind11 module: how this file was built, the walk over what a step works on, and the norm of gradients
+// before it. Nothing else: the kernels register themselves (csrc/cpu, csrc/cuda).
 #include "norm.h"
 #include "walk.h"
 

@@ -95,6 +95,7 @@ def test_gradients_count_however_they_lie() -> None:
         assert torch.equal(total_norm(grads), expected)
         assert total_norm(grads).dtype is torch.float32
     twice = [real[:1].expand(9), *plain]  # a gradient as sum() makes it
+    # Tolerance: here the norm, rounded to float32 before, is squared and its root taken again.
     torch.testing.assert_close(total_norm(twice), (expected**2 + 9 * real[0] ** 2).sqrt(), rtol=1e-6, atol=0)
 
 

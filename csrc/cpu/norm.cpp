@@ -8,18 +8,14 @@
 
 #include "../step/norm.h"
 #include "clones.h"
+#include "reading.h"
 #include "storage.h"
 #include "tile.h"
 
 namespace grokfused::cpu {
 namespace {
 
-// Bytes that are fetched ahead: a processor that looks ahead by itself stops at each page. And pieces below
-// which a second thread costs more than it saves.
-constexpr int kAhead = 2048, kPiecesPerThread = 8;
-
-// Pieces that are read side by side: a processor has more of several places under way than of one.
-constexpr int kAtOnce = 4;
+constexpr int kPiecesPerThread = 8;  // below so many a second thread costs more than it saves
 
 constexpr uint16_t kNoRest[kTile] = {};  // zeros, whose sign is nothing to a square
 
@@ -30,7 +26,7 @@ typedef double Doubles __attribute__((vector_size(kWide * sizeof(double))));
 
 GROK_HD void fetch_ahead(const void* values, size_t bytes) {
   for (size_t line = 0; line < bytes; line += kCacheLine)
-    __builtin_prefetch(static_cast<const char*>(values) + kAhead + line, 0, 2);
+    __builtin_prefetch(static_cast<const char*>(values) + kReadAhead + line, 0, 2);
 }
 
 // Of pieces that lie behind one another, all read side by side. Only one alone may be cut.
@@ -59,15 +55,15 @@ GROK_CPU_CLONES void sum_pieces(const Real* values, int size, double* pieces) {
   }
 }
 
-// Sums `kAtOnce` pieces where there are so many, or one; returns how many.
+// Sums `kStreams` pieces where there are so many, or one; returns how many.
 template <class Real>
 int sum_some(const Real* values, int64_t size, int64_t most, double* pieces) {
-  if (most < kAtOnce || size < kAtOnce * kNormPiece) {
+  if (most < kStreams || size < kStreams * kNormPiece) {
     sum_pieces<Real, 1>(values, static_cast<int>(std::min(size, kNormPiece)), pieces);
     return 1;
   }
-  sum_pieces<Real, kAtOnce>(values, kNormPiece, pieces);
-  return kAtOnce;
+  sum_pieces<Real, kStreams>(values, kNormPiece, pieces);
+  return kStreams;
 }
 
 // Sums pieces of one tensor, `first` and the next ones, `most` or fewer; returns how many.

@@ -3,13 +3,10 @@
 #include <cstring>
 
 #include "clones.h"
+#include "reading.h"
 
 namespace grokfused::cpu {
 namespace {
-
-// Where memory is read and nothing else is done: from how many places side by side, as a processor has more
-// of several under way than of one; and how many bytes are fetched ahead, as it stops at each page by itself.
-constexpr int kStreams = 4, kAhead = 2048;
 
 template <class Format>
 GROK_CPU_CLONES void narrow(const float* values, void* stored, void*, int size, uint32_t, uint32_t) {
@@ -104,7 +101,7 @@ GROK_CPU_CLONES bool all_zero(const void* stored, int64_t bytes) {
   const auto look = [&](const char* at) GROK_INLINE {
     Words words;
     std::memcpy(&words, at, sizeof words);
-    __builtin_prefetch(at + kAhead, 0, 2);
+    __builtin_prefetch(at + kReadAhead, 0, 2);
     all |= words;
   };
   for (int64_t i = 0; i < apart; i += kLine)
