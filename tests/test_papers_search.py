@@ -44,3 +44,5 @@ def test_a_search_that_was_cut_short_goes_on_with_the_very_trial(tmp_path, stop)
     assert parts[-1][0] == whole
     assert len(whole["trials"]) == 14
     assert len({trial["lr"] for trial in whole["trials"]}) == 14
+    first = {key: whole["trials"][0][key] for key in search.START}
+    assert first == search.START
