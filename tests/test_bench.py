@@ -141,7 +141,11 @@ def _installed(name: str) -> bool:
     return True
 
 
-EXACT = [name for name, each in ALL.items() if each.work and not name.startswith("GrokAdamW, backend=")]
+EXACT = [
+    pytest.param(name, marks=[pytest.mark.slow] if "torch.compile" in name else [])
+    for name, each in ALL.items()
+    if each.work and not name.startswith("GrokAdamW, backend=")
+]
 
 
 @pytest.mark.filterwarnings("ignore")  # the peers' own

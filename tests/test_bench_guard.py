@@ -31,6 +31,7 @@ def test_slower_is_what_exceeds_noise_and_five_percent(again, new, slower) -> No
     assert found.ratio == pytest.approx(Spread(new, new, new))  # the quotients are rounded
 
 
+@pytest.mark.slow
 def test_workers_take_turns_on_the_code_of_their_folder() -> None:
     found = times(SMALL, [ROOT, ROOT], seconds=0.0)
     assert [len(taken) for taken in found] == [5, 5]

@@ -7,6 +7,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import pytest
 import torch
 
 import grokfused
@@ -64,6 +65,7 @@ print(p.tolist() != [1.0] * 3, grokfused.info()["auto"]["cpu"], len(caught), str
 """
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_package_works_and_quotes_the_compiler_once(tmp_path) -> None:
     source = copied(tmp_path / "source")
     broken = tmp_path / "c++"

@@ -222,6 +222,7 @@ def test_resuming_without_a_filter_ignores_the_filters_options() -> None:
     Experiment(replace(adam, lamb=3.0)).load_state_dict(Experiment(adam).state_dict())
 
 
+@pytest.mark.slow
 def test_a_filter_brings_what_the_paper_ran_it_with(tmp_path: Path) -> None:
     grok("--budget", 20, "--filter", "mean", "--out", tmp_path)
     grok("--budget", 20, "--filter", "mean", "--window", 7, "--lamb", 1, "--out", tmp_path)
