@@ -31,9 +31,10 @@ ABOUT = {
         a stable one is not followed by a look below it in the {after} iterations after the first crossing, with which
         a run ends (or after {steps:,}). Controls that the paper lacks: the field's AdamW with decoupled decay 1
         and 2, with and without EMA(0.9, 1); Adam with the paper's decay and no filter; and both with beta1 raised to
-        the mean age that a gradient has in a step with the filter. A second task,
-        a + b mod 31 for a perceptron, is small enough to search the settings of AdamW with and without a filter with
-        optuna, {add_trials} trials each, on seeds of the search's own.""",
+        the mean age that a gradient has in a step with the filter. A second task is
+        a + b mod 31 for a perceptron. On both, optuna searches the settings of AdamW, with and without a filter, from
+        those of the controls with decay 2, on seeds of the search's own: {add_trials} trials each on a + b,
+        {multiply_trials} on x * y (`--full`).""",
     ),
     "mnist": About(
         "Grokfast on MNIST",

@@ -30,7 +30,7 @@ class Setting:
     steps: int = 1_600
     add_steps: int = 3_000
     add_trials: int = 30  # of each search
-    multiply_trials: int = 20
+    multiply_trials: int = 40
 
 
 # The second task, small enough for a search: a + b mod 31 of 70 % of the pairs, a perceptron, full batch.

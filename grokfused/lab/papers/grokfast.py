@@ -33,7 +33,7 @@ SEARCHED = {"add": "a + b mod 31", "multiply": "x * y mod 97"}
 for _task, _words in SEARCHED.items():
     ROWS |= {f"{_task}-search-{kind}": Row(f"{_words}, search", 0.0) for kind in search.SPACES}
     ROWS |= {f"{_task}-best-{kind}": Row(f"{_words}, the best found", 0.0) for kind in search.SPACES}
-TASKS = {"add": (add, 3), "multiply": (multiply, 1)}  # and the seeds of a trial
+TASKS = {"add": (add, 3), "multiply": (multiply, 2)}  # and the seeds of a trial
 
 
 def run(name: str, seed: int, setting: Setting, watch: Watch) -> Run:

@@ -11,7 +11,7 @@ from grokfused.lab.papers.frame import Run, Watch
 
 # Name -> smallest and largest, searched on a logarithmic scale; ``slow`` is 1 - alpha, ``fresh`` 1 - beta1.
 PLAIN = {"lr": (5e-4, 3e-2), "weight_decay": (0.3, 6.0), "fresh": (0.02, 0.3)}
-FILTERED = {**PLAIN, "slow": (0.01, 0.5), "lamb": (0.1, 5.0)}
+FILTERED = {**PLAIN, "slow": (0.01, 0.5), "lamb": (0.03, 5.0)}
 SPACES = {"none": PLAIN, "ema": FILTERED}
 # What is tried first: the best of the rows that nobody searched, AdamW with decay 2 and EMA(0.9, 1).
 START = {"lr": 1e-3, "weight_decay": 2.0, "fresh": 0.1, "slow": 0.1, "lamb": 1.0}
