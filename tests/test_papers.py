@@ -155,6 +155,18 @@ def test_a_killed_experiment_goes_on_from_its_checkpoint(tmp_path) -> None:
     assert measured(record) == measured(frame.perform(TOY, USUAL, (0, 1), tmp_path / "whole"))
 
 
+def test_what_a_run_keeps_is_of_its_setting(tmp_path) -> None:
+    settings = [{"steps": 10}, {"steps": 20}]
+    for setting in settings:
+        with frame.watching(tmp_path, "cpu", 1, setting) as watch:
+            watch.keep("weights", setting)
+    for setting in settings:
+        with frame.watching(tmp_path, "cpu", 1, setting) as watch:
+            assert watch.kept("weights") == setting
+    with frame.watching(tmp_path, "cpu", 1, {"steps": 30}) as watch, pytest.raises(NotKept):
+        watch.kept("weights")
+
+
 def test_a_checkpoint_of_another_run_is_not_taken(tmp_path) -> None:
     with frame.watching(tmp_path, "cpu", 1) as watch:
         watch.begin("one", {"row": "one"})

@@ -9,7 +9,7 @@ from grokfused.lab.papers.frame import Interrupted
 
 
 @pytest.mark.parametrize("stop", [Interrupted, KeyboardInterrupt])
-def test_a_search_that_was_cut_short_goes_on_with_the_very_trial(tmp_path, stop) -> None:
+def test_a_search_that_was_cut_short_goes_on_with_the_very_trial(tmp_path, monkeypatch, stop) -> None:
     pytest.importorskip("optuna", reason="an extra: what searches settings")
     from grokfused.lab.papers import search
 
@@ -44,5 +44,7 @@ def test_a_search_that_was_cut_short_goes_on_with_the_very_trial(tmp_path, stop)
     assert parts[-1][0] == whole
     assert len(whole["trials"]) == 14
     assert len({trial["lr"] for trial in whole["trials"]}) == 14
+    monkeypatch.setitem(search.SPACES["ema"], "lamb", (1.0, 2.0))
+    assert searched(Path("whole"), cost)[1] == [*range(14)]  # other ranges: none of those trials
     first = {key: whole["trials"][0][key] for key in search.START}
     assert first == search.START

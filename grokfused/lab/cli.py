@@ -17,6 +17,7 @@ from rich.table import Table
 import grokfused
 from grokfused import backends
 from grokfused.lab import agreement, report, reproduce
+from grokfused.lab.arguments import check_device, held
 from grokfused.lab.bench.command import bench
 from grokfused.lab.doctor import doctor
 from grokfused.lab.run_folder import RunFolder, RunFolderError
@@ -115,8 +116,9 @@ def run_all(configs: list[Config], out: Path, plan: Plan) -> list[report.Run]:
     try:
         experiments = [prepare(*pair, plan) for pair in zip(configs, folders, strict=True)]
         for experiment, folder in zip(experiments, folders, strict=True):
-            runs.append(train(experiment, folder, plan))
-            report.draw(runs, folder.figure, plan.stop_at)
+            with held(folder.path):
+                runs.append(train(experiment, folder, plan))
+                report.draw(runs, folder.figure, plan.stop_at)
     except (RunFolderError, OptionChanged, MemoryError, backends.BackendUnavailable) as error:
         raise refuse(str(error)) from error
     say(f"files: {folder.path} (metrics.jsonl, accuracy.png, checkpoint.pt)")
@@ -132,14 +134,6 @@ def _must(be: str, holds: Callable[[float], bool]) -> Any:
         return value
 
     return check
-
-
-def _check_device(device: str) -> None:
-    """Refuses a device that torch does not know, was not built for or does not find."""
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        raise refuse(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 @app.command()
@@ -199,7 +193,7 @@ def grok(
     names = [optimizer, *([compare] if compare else [])]
     if len(set(names)) < len(names):
         raise refuse(f"--compare {names[1]} is the optimizer that runs already; name another one")
-    _check_device(device)
+    check_device(device)
     if graph and torch.device(device).type != "cuda":
         raise refuse(f"--graph captures a CUDA graph and needs --device cuda, got {device}")
     if graph and not all(name.startswith("grok") for name in names):

@@ -14,9 +14,9 @@ from grokfused.lab import (
     state_dtypes,
     state_dtypes_report,
 )
+from grokfused.lab.arguments import held, seed_numbers
 from grokfused.lab.data import digits
 from grokfused.lab.papers import command as papers
-from grokfused.lab.papers.command import make, seed_numbers
 from grokfused.lab.store import Store
 from grokfused.lab.terminal import console, refuse, say
 
@@ -47,18 +47,19 @@ def settings(
         digits()
     except ImportError as error:
         raise refuse(str(error)) from error
-    make(out)
-    store = Store(out / "runs.jsonl", setting)
-    runs = []
-    for task, seed, row in settings_.plan(numbers):
-        run = store.find(task=task, row=row, seed=seed)
-        if run is None:
-            run = settings_.measure(task, row, seed, setting)
-            store.add(run)
-            say(f"seed {seed} {task}, {settings_.ROWS[row].what}: {run['value']} ({run['seconds']:.0f} s)")
-        runs.append(run)
-    recorded = settings_report.record(runs, setting)
-    settings_report.write(recorded, out)
+    with held(out):
+        store = Store(out / "runs.jsonl", setting)
+        runs = []
+        for task, seed, row in settings_.plan(numbers):
+            run = store.find(task=task, row=row, seed=seed)
+            if run is None:
+                run = settings_.measure(task, row, seed, setting)
+                store.add(run)
+                what = f"seed {seed} {task}, {settings_.ROWS[row].what}"
+                say(f"{what}: {run['value']} ({run['seconds']:.0f} s)")
+            runs.append(run)
+        recorded = settings_report.record(runs, setting)
+        settings_report.write(recorded, out)
     console.print(settings_report.table(recorded))
     say(f"files: {out} (which-settings.md, which-settings.json)")
 
@@ -75,10 +76,10 @@ def state_dtypes_(
     """
     numbers = seed_numbers(seeds)
     torch.set_num_threads(threads)
-    make(out)
-    runs = [row for seed in numbers for row in state_dtypes.run(seed, say)]
-    recorded = state_dtypes_report.record(runs)
-    state_dtypes_report.write(recorded, out)
+    with held(out):
+        runs = [row for seed in numbers for row in state_dtypes.run(seed, say)]
+        recorded = state_dtypes_report.record(runs)
+        state_dtypes_report.write(recorded, out)
     console.print(state_dtypes_report.table(recorded))
     say(f"files: {out} (which-state-dtype.md, which-state-dtype.json)")
 

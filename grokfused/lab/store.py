@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+
+def short_name(plain: Any) -> str:
+    """Returns letters that are a name for plain values: equal for equals, and for no others that are met."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class Store:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 
+from grokfused.lab.arguments import check_device, held, row_names, seed_numbers
 from grokfused.lab.papers import pages
-from grokfused.lab.papers.frame import Interrupted, NotKept, Paper, perform
+from grokfused.lab.papers.frame import Interrupted, NotKept, Paper, Size, perform
 from grokfused.lab.papers.table import PAPERS
 from grokfused.lab.terminal import console, refuse, say
 
@@ -23,40 +24,15 @@ Out = Annotated[Path | None, typer.Option(help="Where runs and page go. Default:
 Threads = Annotated[int, typer.Option(min=1, help="Sums in torch depend on them, in the last bits.")]
 
 
-def seed_numbers(seeds: str) -> list[int]:
-    """Returns the seeds that an option lists, or refuses it."""
+def performed(paper: Paper, size: Size, seeds: Sequence[int], out: Path, device: str) -> dict[str, Any]:
+    """Returns the record of all runs; ends the command where they are interrupted or lack something."""
     try:
-        numbers = [int(number) for number in seeds.split(",")]
-    except ValueError as error:
-        raise refuse(f"--seeds takes integers with commas between them, got {seeds!r}") from error
-    if min(numbers) < 0 or len({*numbers}) < len(numbers):
-        raise refuse(f"--seeds takes different integers from 0 on, got {seeds!r}")
-    return numbers
-
-
-def row_names(rows: str, known: Sequence[str]) -> list[str]:
-    """Returns the rows that an option lists, or refuses it."""
-    names = rows.split(",")
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise refuse(f"--rows has {', '.join(unknown)}; there are {', '.join(known)}")
-    return names
-
-
-def make(out: Path) -> None:
-    """Makes the folder of an experiment, or refuses it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise refuse(f"--out={out} cannot be made: {error.strerror}") from error
-
-
-def check_device(device: str) -> None:
-    """Refuses a device that torch does not know, was not built for or does not find."""
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        raise refuse(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+        return perform(paper, size, seeds, out, device)
+    except Interrupted as interrupted:
+        say("interrupted; the same command continues")
+        raise typer.Exit(130) from interrupted
+    except NotKept as error:
+        raise refuse(str(error)) from error
 
 
 def command(paper: Paper) -> Callable[..., None]:
@@ -83,16 +59,10 @@ def command(paper: Paper) -> Callable[..., None]:
         except ImportError as error:
             raise refuse(str(error)) from error
         folder = Path("runs") / paper.name if out is None else out
-        make(folder)
         torch.set_num_threads(threads)
-        try:
-            record = perform(paper, size, numbers, folder, device)
-        except Interrupted as interrupted:
-            say("interrupted; the same command continues")
-            raise typer.Exit(130) from interrupted
-        except NotKept as error:
-            raise refuse(str(error)) from error
-        pages.write(paper, record, folder)
+        with held(folder):
+            record = performed(paper, size, numbers, folder, device)
+            pages.write(paper, record, folder)
         console.print(pages.table(paper, record))
         say(f"files: {folder} (" + ", ".join(f"{paper.name}.{kind}" for kind in ("md", "json", "png")) + ")")
 

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from grokfused.lab import page
 from grokfused.lab.papers.about import ABOUT, About
-from grokfused.lab.store import Store
+from grokfused.lab.store import Store, short_name
 from grokfused.lab.terminal import console, interruptible, say
 
 Run = dict[str, Any]
@@ -121,10 +121,17 @@ class Watch:
         device: As torch names it.
         total: Runs that there will be.
         interrupted: Says whether Ctrl-C was pressed.
+        setting: What all runs share; what one keeps for others is kept apart for each.
+
+    Attributes:
+        kept_in: The folder of what is kept.
     """
 
-    def __init__(self, out: Path, device: str, total: int, interrupted: Callable[[], bool]) -> None:
+    def __init__(
+        self, out: Path, device: str, total: int, interrupted: Callable[[], bool], setting: Any = None
+    ) -> None:
         self.out, self.device, self.total, self.interrupted = out, device, total, interrupted
+        self.kept_in = out / "kept" / short_name(setting)
         self.done, self.title = 0.0, ""
         self.key: dict[str, Any] = {}
         self.began = self.saved_at = time.perf_counter()
@@ -170,9 +177,8 @@ class Watch:
 
     def keep(self, name: str, tensors: Any) -> None:
         """Keeps tensors for other runs."""
-        folder = self.out / "kept"
-        folder.mkdir(exist_ok=True)
-        _write(folder / f"{name}.pt", tensors)
+        self.kept_in.mkdir(parents=True, exist_ok=True)
+        _write(self.kept_in / f"{name}.pt", tensors)
 
     def kept(self, name: str) -> Any:
         """Returns what another run kept.
@@ -180,7 +186,7 @@ class Watch:
         Raises:
             NotKept: It has not.
         """
-        path = self.out / "kept" / f"{name}.pt"
+        path = self.kept_in / f"{name}.pt"
         if not path.exists():
             raise NotKept(f"{self.title} needs {path}, which another row of its seed keeps: run all rows")
         return torch.load(path, weights_only=True, map_location=self.device)
@@ -227,10 +233,10 @@ def key_of(paper: Paper, row: str, seed: int) -> dict[str, Any]:
 
 
 @contextmanager
-def watching(out: Path, device: str, total: int) -> Iterator[Watch]:
+def watching(out: Path, device: str, total: int, setting: Any = None) -> Iterator[Watch]:
     """Yields a watch whose bar is live."""
     with interruptible() as interrupted:
-        watch = Watch(out, device, total, interrupted)
+        watch = Watch(out, device, total, interrupted, setting)
         with watch.bar:
             yield watch
 
@@ -246,7 +252,7 @@ def perform(paper: Paper, size: Size, seeds: Sequence[int], out: Path, device: s
     store = Store(out / "runs.jsonl", size.setting)
     plan = size.plan(seeds)
     runs = []
-    with watching(out, device, len(plan)) as watch:
+    with watching(out, device, len(plan), store.setting) as watch:
         for seed, row in plan:
             key = key_of(paper, row, seed)
             found = store.find(**key)

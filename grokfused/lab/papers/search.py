@@ -8,6 +8,7 @@ from typing import Any
 
 from grokfused.lab.papers.cells import Row
 from grokfused.lab.papers.frame import Run, Watch
+from grokfused.lab.store import short_name
 
 # Name -> smallest and largest, searched on a logarithmic scale; ``slow`` is 1 - alpha, ``fresh`` 1 - beta1.
 PLAIN = {"lr": (5e-4, 3e-2), "weight_decay": (0.3, 6.0), "fresh": (0.02, 0.3)}
@@ -42,7 +43,7 @@ def search(
 ) -> Run:
     """Searches from ``START``, and keeps the best numbers for other rows.
 
-    It goes on from the trials in ``trials.log``.
+    It goes on from the trials in ``trials.log``, those of the same setting, ranges and seed.
 
     Args:
         name: Of the study, and of what is kept.
@@ -58,10 +59,12 @@ def search(
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    watch.kept_in.mkdir(parents=True, exist_ok=True)
+    study_name = f"{name}-{short_name([SPACES[grad_filter], START, seed])}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # optuna's, of what is experimental
-        storage = JournalStorage(JournalFileBackend(str(watch.out / "trials.log")))
-        study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+        storage = JournalStorage(JournalFileBackend(str(watch.kept_in / "trials.log")))
+        study = optuna.create_study(storage=storage, study_name=study_name, load_if_exists=True)
 
     def objective(trial: Any) -> float:
         drawn = {
