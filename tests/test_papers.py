@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 from grokfused import GrokAdamW
 from grokfused.lab import reproduce
 from grokfused.lab.papers import frame, pages
-from grokfused.lab.papers.frame import Experiment, Interrupted, NotKept, Page, Paper, Size, Verdict, Watch
+from grokfused.lab.papers.frame import Experiment, Page, Paper, Size, Verdict
 from grokfused.lab.papers.table import PAPERS
 from grokfused.lab.papers.training import Batches, Training, crossings, curve, has_stayed
+from grokfused.lab.papers.watch import Interrupted, Watch
 from grokfused.lab.store import Store
 
 DOCS = Path(__file__).parent.parent / "docs" / "papers"
@@ -128,15 +129,15 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 import test_papers
 from pathlib import Path
-from grokfused.lab.papers import frame
-frame.SAVE_EVERY = 0.0
-show, shown = frame.Watch.show, []
-def dying(watch, share, note):
+from grokfused.lab.papers import frame, watch
+watch.SAVE_EVERY = 0.0
+show, shown = watch.Watch.show, []
+def dying(self, share, note):
     shown.append(share)
     if len(shown) == 9:
         os.kill(os.getpid(), signal.SIGKILL)
-    show(watch, share, note)
-frame.Watch.show = dying
+    show(self, share, note)
+watch.Watch.show = dying
 frame.perform(test_papers.TOY, test_papers.USUAL, (0, 1), Path(sys.argv[2]))
 """
 
@@ -153,43 +154,6 @@ def test_a_killed_experiment_goes_on_from_its_checkpoint(tmp_path) -> None:
         file.write('{"row": "fa')  # as a kill may leave it
     record = frame.perform(TOY, USUAL, (0, 1), out)
     assert measured(record) == measured(frame.perform(TOY, USUAL, (0, 1), tmp_path / "whole"))
-
-
-def test_what_a_run_keeps_is_of_its_setting(tmp_path) -> None:
-    settings = [{"steps": 10}, {"steps": 20}]
-    for setting in settings:
-        with frame.watching(tmp_path, "cpu", 1, setting) as watch:
-            watch.keep("weights", setting)
-    for setting in settings:
-        with frame.watching(tmp_path, "cpu", 1, setting) as watch:
-            assert watch.kept("weights") == setting
-    with frame.watching(tmp_path, "cpu", 1, {"steps": 30}) as watch, pytest.raises(NotKept):
-        watch.kept("weights")
-
-
-def test_a_checkpoint_of_another_run_is_not_taken(tmp_path) -> None:
-    with frame.watching(tmp_path, "cpu", 1) as watch:
-        watch.begin("one", {"row": "one"})
-        watch.saved_at = 0.0
-        watch.save("part", lambda: {"a": 1})
-        assert watch.saved("part") == {"a": 1}
-        assert watch.saved("other part") is None
-        watch.begin("two", {"row": "two"})
-        assert watch.saved("part") is None
-        with pytest.raises(NotKept, match="which another row of its seed keeps"):
-            watch.kept("nothing")
-
-
-def test_the_time_that_is_left_counts_the_runs_of_this_start(tmp_path, monkeypatch, capsys) -> None:
-    clock = iter(range(0, 10_000, 100))
-    monkeypatch.setattr(frame.time, "perf_counter", lambda: float(next(clock)))
-    said: list[str] = []
-    monkeypatch.setattr(frame, "say", said.append)
-    with frame.watching(tmp_path, "cpu", 4) as watch:  # at 0
-        watch.end(skipped=True)
-        watch.begin("seed 0, slow", {})  # at 100
-        watch.show(0.5, "step 1")  # at 200: half a run in 200 seconds, two and a half are left
-    assert said == ["run 2 of 4, seed 0, slow: step 1; about 17 min left"]
 
 
 def test_crossings_are_the_first_look_above_and_the_first_from_which_all_are() -> None:
@@ -310,26 +274,9 @@ def test_ctrl_c_ends_the_command_with_its_usual_status_and_the_same_command_goes
     assert not (tmp_path / "why.md").exists()
 
 
-def test_the_seconds_of_a_run_count_those_before_it_was_cut_short(tmp_path, monkeypatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(frame.time, "process_time", lambda: now[0])
-    with frame.watching(tmp_path, "cpu", 1) as watch:
-        now[0] = 10.0
-        watch.begin("one", {"row": "one"})
-        watch.saved_at, now[0] = 0.0, 14.0
-        watch.save("", dict)
-    now[0] = 100.0
-    with frame.watching(tmp_path, "cpu", 1) as watch:
-        watch.begin("one", {"row": "one"})
-        now[0] = 106.0
-        assert watch.seconds() == 4.0 + 6.0
-        watch.begin("two", {"row": "two"})
-        assert watch.seconds() == 0
-
-
 @pytest.mark.parametrize(
     "path", [*FOLDER.glob("[a-z]*.py"), *FOLDER.glob("shown/*.py")], ids=lambda p: p.stem
 )
 def test_a_papers_file_can_be_read_at_once(path) -> None:
-    frame_of_all = {"frame", "training", "pages", "networks"}
+    frame_of_all = {"frame", "training", "pages", "networks", "watch"}
     assert len(path.read_text().splitlines()) < 150 or path.stem in frame_of_all

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from grokfused.lab.papers import frame
-from grokfused.lab.papers.frame import Interrupted
+from grokfused.lab.papers.watch import Interrupted, watching
 
 
 @pytest.mark.parametrize("stop", [Interrupted, KeyboardInterrupt])
@@ -21,7 +21,7 @@ def test_a_search_that_was_cut_short_goes_on_with_the_very_trial(tmp_path, monke
             asked.append(number)
             return cost(row, number)
 
-        with frame.watching(tmp_path / folder, "cpu", 1) as watch:
+        with watching(tmp_path / folder, "cpu", [1.0]) as watch:
             try:
                 return search.search("study", "ema", 14, counted, watch, 5), asked
             except (Interrupted, KeyboardInterrupt):

@@ -10,8 +10,9 @@ from torch.nn.functional import cross_entropy, one_hot
 from grokfused.lab.addition import MLP, loss_of, modular_addition
 from grokfused.lab.model import Decoder
 from grokfused.lab.papers.cells import Row
-from grokfused.lab.papers.frame import Run, Watch
+from grokfused.lab.papers.frame import Run
 from grokfused.lab.papers.training import Batches, Training, accuracy, curve, has_stayed
+from grokfused.lab.papers.watch import Watch
 from grokfused.lab.task import modular_multiplication
 from grokfused.lab.training import WARM_UP
 

@@ -11,8 +11,9 @@ import typer
 
 from grokfused.lab.arguments import check_device, held, row_names, seed_numbers
 from grokfused.lab.papers import pages
-from grokfused.lab.papers.frame import Interrupted, NotKept, Paper, Size, perform
+from grokfused.lab.papers.frame import Paper, Size, perform
 from grokfused.lab.papers.table import PAPERS
+from grokfused.lab.papers.watch import Interrupted, NotKept
 from grokfused.lab.terminal import console, refuse, say
 
 Quick = Annotated[bool, typer.Option("--quick", help="Small, under 90 seconds: the direction, no finding.")]

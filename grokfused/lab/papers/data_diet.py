@@ -12,8 +12,9 @@ from torch.nn.functional import cross_entropy, one_hot
 from grokfused import GrokAdamW
 from grokfused.lab.data import digits, digits_on, reviews
 from grokfused.lab.measures import roc_area
-from grokfused.lab.papers.frame import Experiment, Run, Size, Watch
+from grokfused.lab.papers.frame import Experiment, Run, Size
 from grokfused.lab.papers.training import Batches, Training, accuracy, falling
+from grokfused.lab.papers.watch import Watch
 from grokfused.scores import el2n, grand
 
 

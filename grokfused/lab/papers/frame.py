@@ -8,35 +8,21 @@ progress with the time that is left.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import torch
 from matplotlib.figure import Figure
-from rich.progress import BarColumn, Progress, TextColumn
 
 from grokfused.lab import page
 from grokfused.lab.papers.about import ABOUT, About
-from grokfused.lab.store import Store, short_name
-from grokfused.lab.terminal import console, interruptible, say
+from grokfused.lab.papers.watch import Watch, watching
+from grokfused.lab.store import Store
 
 Run = dict[str, Any]
 Record = Mapping[str, Any]
-SAVE_EVERY = 15.0  # seconds of a run that a kill may cost
-LINE_EVERY = 30.0  # seconds between two lines where there is no terminal
-
-
-class Interrupted(Exception):
-    """Ctrl-C was pressed, and everything is saved."""
-
-
-class NotKept(Exception):
-    """A run needs what another one keeps, which was not run; the message says what to do."""
 
 
 class Size(NamedTuple):
@@ -76,12 +62,14 @@ class Experiment(NamedTuple):
         run: (row key, seed, setting, watch) -> what was measured, as plain values.
         sizes: "quick", "usual", "full" -> Size.
         needs: Raises ImportError where a package is missing.
+        work: (row key, setting) -> how long a run of it takes, beside those of other rows.
     """
 
     rows: Mapping[str, Any]
     run: Callable[[str, int, Any, Watch], Run]
     sizes: dict[str, Size]
     needs: Callable[[], object] = lambda: None
+    work: Callable[[str, Any], float] = lambda row, setting: 1.0
 
 
 class Page(NamedTuple):
@@ -113,115 +101,6 @@ class Paper(NamedTuple):
         return ABOUT[self.name]
 
 
-class Watch:
-    """What a run is given: where it runs, who shows it, and the checkpoint that it may go on from.
-
-    Args:
-        out: The experiment's folder.
-        device: As torch names it.
-        total: Runs that there will be.
-        interrupted: Says whether Ctrl-C was pressed.
-        setting: What all runs share; what one keeps for others is kept apart for each.
-
-    Attributes:
-        kept_in: The folder of what is kept.
-    """
-
-    def __init__(
-        self, out: Path, device: str, total: int, interrupted: Callable[[], bool], setting: Any = None
-    ) -> None:
-        self.out, self.device, self.total, self.interrupted = out, device, total, interrupted
-        self.kept_in = out / "kept" / short_name(setting)
-        self.done, self.title = 0.0, ""
-        self.key: dict[str, Any] = {}
-        self.began = self.saved_at = time.perf_counter()
-        self.spent, self.clock = 0.0, time.process_time()
-        self.span = 0.0, 1.0  # which part of the run is shown: where it begins, and how long it is
-        self.line_at = 0.0
-        self.skipped = 0  # runs that were there already: they say nothing of how long the others take
-        columns = (BarColumn(bar_width=24), TextColumn("{task.percentage:.0f} %  {task.description}"))
-        self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
-        self.task = self.bar.add_task("", total=total)
-
-    def begin(self, title: str, key: dict[str, Any]) -> None:
-        """Says which run is the next; ``key`` is all that decides it."""
-        self.title, self.key = title, key
-        self.saved_at = time.perf_counter()
-        self.spent, self.clock = 0.0, time.process_time()
-        self.span = 0.0, 1.0
-        found = self._checkpoint()
-        if found and found["key"] == key:
-            self.spent, self.clock = found["seconds"], time.process_time()
-
-    def seconds(self) -> float:
-        """Returns the processor's seconds of this run, those before it was cut short included."""
-        return self.spent + time.process_time() - self.clock
-
-    def end(self, skipped: bool = False) -> None:
-        """Counts a run."""
-        self.done, self.skipped = round(self.done) + 1.0, self.skipped + skipped
-        self.bar.update(self.task, completed=self.done)
-
-    def show(self, share: float, note: str) -> None:
-        """Shows how far the run is, in [0, 1], and the time that all runs together will still take."""
-        begin, length = self.span
-        now, done = time.perf_counter(), self.done + begin + length * share
-        if done <= self.skipped:
-            return
-        left = (now - self.began) / (done - self.skipped) * (self.total - done)
-        told = f"{self.title}: {note}; about {_clock(left)} left"
-        self.bar.update(self.task, completed=done, description=told)
-        if not console.is_terminal and now - self.line_at >= LINE_EVERY:
-            say(f"run {int(self.done) + 1} of {self.total}, {told}")
-            self.line_at = now
-
-    def keep(self, name: str, tensors: Any) -> None:
-        """Keeps tensors for other runs."""
-        self.kept_in.mkdir(parents=True, exist_ok=True)
-        _write(self.kept_in / f"{name}.pt", tensors)
-
-    def kept(self, name: str) -> Any:
-        """Returns what another run kept.
-
-        Raises:
-            NotKept: It has not.
-        """
-        path = self.kept_in / f"{name}.pt"
-        if not path.exists():
-            raise NotKept(f"{self.title} needs {path}, which another row of its seed keeps: run all rows")
-        return torch.load(path, weights_only=True, map_location=self.device)
-
-    def saved(self, part: str) -> Any:
-        """Returns the checkpoint of this part of this very run, or None."""
-        found = self._checkpoint()
-        return found["state"] if found and (found["key"], found["part"]) == (self.key, part) else None
-
-    def _checkpoint(self) -> Any:
-        path = self.out / "checkpoint.pt"
-        return torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
-
-    def save(self, part: str, state: Callable[[], Any]) -> None:
-        """Writes a checkpoint where it is time to; stops here where Ctrl-C was pressed."""
-        stop = self.interrupted()
-        if stop or time.perf_counter() - self.saved_at >= SAVE_EVERY:
-            about = {"key": self.key, "part": part, "seconds": self.seconds()}
-            _write(self.out / "checkpoint.pt", {**about, "state": state()})
-            self.saved_at = time.perf_counter()
-        if stop:
-            raise Interrupted
-
-
-def _write(path: Path, state: Any) -> None:
-    """Writes so that at every moment a whole file, old or new, is there."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    temporary.replace(path)
-
-
-def _clock(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
-
-
 def options_of(row: Any) -> dict[str, Any]:
     """Returns what decides a row, as plain values: all but the words that tables show."""
     return {name: value for name, value in row._asdict().items() if name != "what"}
@@ -230,15 +109,6 @@ def options_of(row: Any) -> dict[str, Any]:
 def key_of(paper: Paper, row: str, seed: int) -> dict[str, Any]:
     """Returns by what a line is found again."""
     return {"row": row, "seed": seed, "options": page.plain(options_of(paper.experiment.rows[row]))}
-
-
-@contextmanager
-def watching(out: Path, device: str, total: int, setting: Any = None) -> Iterator[Watch]:
-    """Yields a watch whose bar is live."""
-    with interruptible() as interrupted:
-        watch = Watch(out, device, total, interrupted, setting)
-        with watch.bar:
-            yield watch
 
 
 def perform(paper: Paper, size: Size, seeds: Sequence[int], out: Path, device: str = "cpu") -> dict[str, Any]:
@@ -252,7 +122,8 @@ def perform(paper: Paper, size: Size, seeds: Sequence[int], out: Path, device: s
     store = Store(out / "runs.jsonl", size.setting)
     plan = size.plan(seeds)
     runs = []
-    with watching(out, device, len(plan), store.setting) as watch:
+    works = [paper.experiment.work(row, size.setting) for _, row in plan]
+    with watching(out, device, works, store.setting) as watch:
         for seed, row in plan:
             key = key_of(paper, row, seed)
             found = store.find(**key)

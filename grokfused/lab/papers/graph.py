@@ -9,9 +9,10 @@ from torch.nn.functional import mse_loss
 
 from grokfused.lab.data import molecules
 from grokfused.lab.papers.cells import four, thinned
-from grokfused.lab.papers.frame import Experiment, Run, Size, Watch
+from grokfused.lab.papers.frame import Experiment, Run, Size
 from grokfused.lab.papers.networks import GraphNetwork
 from grokfused.lab.papers.training import Batches, Training, curve
+from grokfused.lab.papers.watch import Watch
 
 
 @dataclass(frozen=True)

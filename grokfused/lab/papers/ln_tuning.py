@@ -12,9 +12,10 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from grokfused import GrokAdamW
 from grokfused.lab.data import digits, digits_on
-from grokfused.lab.papers.frame import Experiment, Run, Size, Watch
+from grokfused.lab.papers.frame import Experiment, Run, Size
 from grokfused.lab.papers.networks import LowRank, ViT
 from grokfused.lab.papers.training import Batches, Training, curve, falling
+from grokfused.lab.papers.watch import Watch
 from grokfused.lab.step_times import step_times
 from grokfused.losses import alignment, slerp, uniformity
 

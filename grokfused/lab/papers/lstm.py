@@ -9,9 +9,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from grokfused.lab.data import reviews
 from grokfused.lab.papers.cells import four, thinned
-from grokfused.lab.papers.frame import Experiment, Run, Size, Watch
+from grokfused.lab.papers.frame import Experiment, Run, Size
 from grokfused.lab.papers.networks import Reader
 from grokfused.lab.papers.training import Batches, Training, curve
+from grokfused.lab.papers.watch import Watch
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from torch.nn.functional import mse_loss, one_hot
 
 from grokfused.lab.data import digits, digits_on
 from grokfused.lab.papers.cells import Row, four, thinned
-from grokfused.lab.papers.frame import Experiment, Run, Size, Watch
+from grokfused.lab.papers.frame import Experiment, Run, Size
 from grokfused.lab.papers.training import Batches, Training, accuracy, crossings, curve, has_stayed
+from grokfused.lab.papers.watch import Watch
 from grokfused.lab.perceptron import perceptron
 
 

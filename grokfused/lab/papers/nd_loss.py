@@ -11,9 +11,10 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 
 from grokfused import GrokAdamW
 from grokfused.lab.data import digits, digits_on
-from grokfused.lab.papers.frame import Experiment, Run, Size, Watch
+from grokfused.lab.papers.frame import Experiment, Run, Size
 from grokfused.lab.papers.networks import Student
 from grokfused.lab.papers.training import Batches, Training, curve, falling
+from grokfused.lab.papers.watch import Watch
 from grokfused.losses import distillation, norm_and_direction
 
 

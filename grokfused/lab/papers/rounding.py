@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 
 from grokfused.lab.data import text_of
-from grokfused.lab.papers.frame import Experiment, Run, Size, Watch
+from grokfused.lab.papers.frame import Experiment, Run, Size
+from grokfused.lab.papers.watch import Watch
 from grokfused.lab.rounded_model import FULL, QUICK, Model, Row, Setting
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16

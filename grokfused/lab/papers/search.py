@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from grokfused.lab.papers.cells import Row
-from grokfused.lab.papers.frame import Run, Watch
+from grokfused.lab.papers.frame import Run
+from grokfused.lab.papers.watch import Watch
 from grokfused.lab.store import short_name
 
 # Name -> smallest and largest, searched on a logarithmic scale; ``slow`` is 1 - alpha, ``fresh`` 1 - beta1.

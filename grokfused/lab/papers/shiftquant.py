@@ -12,9 +12,10 @@ from torch.nn.functional import cross_entropy
 from grokfused import GrokAdamW
 from grokfused.lab.data import BYTES, digits, digits_on, text_of, windows
 from grokfused.lab.model import Decoder
-from grokfused.lab.papers.frame import Experiment, Run, Size, Watch
+from grokfused.lab.papers.frame import Experiment, Run, Size
 from grokfused.lab.papers.networks import Convolutions
 from grokfused.lab.papers.training import Batches, Training, accuracy, curve, falling
+from grokfused.lab.papers.watch import Watch
 from grokfused.lab.quantise import SCALES, quantised
 
 

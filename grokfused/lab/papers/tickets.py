@@ -9,9 +9,10 @@ from grokfused import GrokAdamW
 from grokfused.lab.addition import loss_of
 from grokfused.lab.data import digits
 from grokfused.lab.papers import problems
-from grokfused.lab.papers.frame import Experiment, Run, Size, Watch
+from grokfused.lab.papers.frame import Experiment, Run, Size
 from grokfused.lab.papers.problems import Net, Problem, State, problem_of
 from grokfused.lab.papers.training import Batches, Training, crossings, curve, has_stayed
+from grokfused.lab.papers.watch import Watch
 from grokfused.pruning import Ticket, find_masks, find_ticket
 
 MASKS = 20  # snapshots of a dense run, between which the movement of its masks is measured
@@ -137,4 +138,5 @@ EXPERIMENT = Experiment(
         "full": Size(Setting(), tuple(ROWS), tuple(range(10))),
     },
     needs=digits,
+    work=lambda row, _: {"mlp": 15.0, "transformer": 9.0}.get(ROWS[row].net, 1.0),
 )

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from grokfused.lab.papers.frame import Run, Watch
+from grokfused.lab.papers.frame import Run
+from grokfused.lab.papers.watch import Watch
 
 Points = list[Run]
 

@@ -12,9 +12,10 @@ from torch.nn.functional import one_hot
 from grokfused import GrokAdamW
 from grokfused.lab import measures
 from grokfused.lab.addition import MLP, accuracy, loss_of, modular_addition
-from grokfused.lab.papers.frame import Experiment, Run, Size, Watch
+from grokfused.lab.papers.frame import Experiment, Run, Size
 from grokfused.lab.papers.networks import Observed
 from grokfused.lab.papers.training import Batches, Training, crossings, curve, has_stayed
+from grokfused.lab.papers.watch import Watch
 
 
 @dataclass(frozen=True)
