@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from grokfused import GrokAdamW
 from grokfused.lab import reproduce
-from grokfused.lab.papers import frame, pages
+from grokfused.lab.papers import frame, pages, watch
 from grokfused.lab.papers.frame import Experiment, Page, Paper, Size, Verdict
 from grokfused.lab.papers.table import PAPERS
 from grokfused.lab.papers.training import Batches, Training, crossings, curve, has_stayed
@@ -255,7 +255,7 @@ def test_ctrl_c_ends_the_command_with_its_usual_status_and_the_same_command_goes
 ) -> None:
     sizes = PAPERS["why"].experiment.sizes
     monkeypatch.setitem(sizes, "quick", sizes["quick"]._replace(rows=("none",)))
-    monkeypatch.setattr(frame, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(watch, "SAVE_EVERY", 0.0)
     show = Watch.show
 
     def pressing(watch: Watch, share: float, note: str) -> None:
