@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from grokfused.lab.papers import search
@@ -29,11 +30,17 @@ ROWS = {
 }
 CONTROLS = tuple(ROWS)[:-1]
 SEARCHED = {"add": "a + b mod 31", "multiply": "x * y mod 97"}
-
+# What was found -> by which search, with which filter, and its words. A search may be luckier than another:
+# so what was found with a filter runs without it too.
+BEST = {
+    "none": ("none", "none", "the best found without a filter"),
+    "ema": ("ema", "ema", "the best found with one"),
+    "ema-off": ("ema", "none", "that one's filter left out"),
+}
 
 for _task, _words in SEARCHED.items():
     ROWS |= {f"{_task}-search-{kind}": Row(f"{_words}, search", 0.0) for kind in search.SPACES}
-    ROWS |= {f"{_task}-best-{kind}": Row(f"{_words}, the best found", 0.0) for kind in search.SPACES}
+    ROWS |= {f"{_task}-best-{kind}": Row(f"{_words}, {what}", 0.0) for kind, (*_, what) in BEST.items()}
 TASKS = {"add": (add, 3), "multiply": (multiply, 2)}  # and the seeds of a trial
 
 
@@ -44,13 +51,18 @@ def run(name: str, seed: int, setting: Setting, watch: Watch) -> Run:
     if task:
         return searched(task, kind, setting, watch)
     task, _, kind = name.rpartition("-best-")
-    found: dict[str, Any] = watch.kept(f"{task}-{kind}") if task else {}
+    found: dict[str, Any] = watch.kept(f"{task}-{BEST[kind][0]}") if task else {}
     train = TASKS[task][0] if task else multiply
     steps = setting.add_steps if task == "add" else row.steps or setting.steps
-    points = train(search.row_of(found, kind) if task else row, seed, setting, watch, steps)
+    points = train(row_found(name, found) if task else row, seed, setting, watch, steps)
     first, stable = crossings(points, "validation", setting.threshold)
     best = max(point["validation"] for point in points)
     return {"first": first, "stable": stable, "best": best, "points": thinned(points), "found": found}
+
+
+def row_found(name: str, found: Mapping[str, float]) -> Row:
+    """Returns the optimizer of a row, of what was found for it."""
+    return search.row_of(found, BEST[name.rpartition("-best-")[2]][1])
 
 
 def searched(task: str, kind: str, setting: Setting, watch: Watch) -> Run:
@@ -81,7 +93,7 @@ def work(name: str, setting: Setting) -> float:
     return {"add": 0.01, "multiply": 1.0}[task] * (trials if "search" in name else 1)
 
 
-ADDITION = tuple(f"add-{what}-{kind}" for what in ("search", "best") for kind in search.SPACES)
+ADDITION = tuple(row for row in ROWS if row.startswith("add-"))
 MULTIPLICATION = tuple(row.replace("add", "multiply") for row in ADDITION)
 ONCE = {row: 1 for row in ROWS if "search" in row}
 USUAL = Size(Setting(), (*ADDITION, *CONTROLS), tuple(range(10)), {**ONCE, **dict.fromkeys(CONTROLS, 5)})
