@@ -101,8 +101,8 @@ def verdict(record: Record) -> Verdict:
         took = "; ".join(searched(record, task) for task in tasks)
         reading.append(
             f"Searched alike, and judged by seeds that no search had seen, {took}: {', '.join(factors)}. "
-            "Without a filter is the better of that search's best and the filter's best with its filter left out."
-            f" The aim, 1.3x on both and at most 600 iterations on x * y, was {'met' if met else 'not met'}."
+            "Without a filter is the better of that search's best and the filter's best without its filter. "
+            f"The aim, 1.3x on both and at most 600 iterations on x * y, was {'met' if met else 'not met'}."
         )
     if "ema" in there:
         factors.insert(0, f"{factor(record, best_of(record, False), 'ema'):.2f}x for the paper's EMA")
