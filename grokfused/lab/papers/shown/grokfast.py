@@ -88,6 +88,11 @@ def searched(record: Record, task: str) -> str:
     return f"{SEARCHED[task]} takes {of[0]} iterations with a filter and {of[1]} without"
 
 
+def told(met: bool) -> str:
+    """Returns whether an aim was met, in words."""
+    return "was met" if met else "was not met"
+
+
 def verdict(record: Record) -> Verdict:
     """Returns what came out: means of the first crossings."""
     there = rows_in(record)
@@ -95,18 +100,18 @@ def verdict(record: Record) -> Verdict:
     times = [factor(record, best_plain(record, task), f"{task}-best-ema") for task in tasks]
     reading = published(record) if "ema" in there else []
     factors = [f"{each:.2f}x on {SEARCHED[task]}" for task, each in zip(tasks, times, strict=True)]
-    met = len(tasks) == len(SEARCHED) and min(times) >= 1.3
-    met = met and iterations(record, "multiply-best-ema") <= 600
+    sooner = len(tasks) == len(SEARCHED) and min(times) >= 1.3
+    soon = "multiply" in tasks and iterations(record, "multiply-best-ema") <= 600
     if tasks:
         took = "; ".join(searched(record, task) for task in tasks)
         reading.append(
             f"Searched alike, and judged by seeds that no search had seen, {took}: {', '.join(factors)}. "
             "Without a filter is the better of that search's best and the filter's best without its filter. "
-            f"The aim, 1.3x on both and at most 600 iterations on x * y, was {'met' if met else 'not met'}."
+            f"Of the aims, at most 600 iterations on x * y {told(soon)}, and 1.3x on both {told(sooner)}."
         )
     if "ema" in there:
         factors.insert(0, f"{factor(record, best_of(record, False), 'ema'):.2f}x for the paper's EMA")
-    holds = "yes" if met else "in part" if "ema" in there else "no"
+    holds = "yes" if soon and sooner else "in part" if "ema" in there else "no"
     return Verdict(holds, ", ".join(factors), reading)
 
 
