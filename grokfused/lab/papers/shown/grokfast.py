@@ -113,9 +113,9 @@ def verdict(record: Record) -> Verdict:
         took = "; ".join(searched(record, task) for task in tasks)
         reading += [
             f"Searched alike, and judged by seeds that no search had seen, {took}: {', '.join(factors)}.",
-            "There, without a filter is the better of two: that search's best, and the filter's best without its "
-            "filter. A run that did not arrive counts as its last iteration. Of the aims, at most 600 iterations "
-            f"on x * y {told(soon)}, and 1.3x on both {told(sooner)}.",
+            "There, without a filter is the better of two: that search's best, and the filter's best without "
+            "its filter. A run that did not arrive counts as its last iteration. Of the aims, at most 600 "
+            f"iterations on x * y {told(soon)}, and 1.3x on both {told(sooner)}.",
         ]
     if "ema" in there:
         factors.insert(0, f"{factor(record, best_of(record, False), 'ema'):.2f}x for the paper's EMA")
