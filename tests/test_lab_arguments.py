@@ -1,4 +1,4 @@
-"""What commands refuse before they begin: a folder that another process keeps, or that cannot be made."""
+"""What commands refuse before they begin: a folder that another process keeps, or that takes no file."""
 
 import re
 import subprocess
@@ -57,11 +57,14 @@ def test_a_killed_process_keeps_nothing(other_process, tmp_path) -> None:
             pass
 
 
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path, capfd) -> None:
+def test_a_folder_that_cannot_be_made_or_written_to_is_refused(tmp_path, capfd) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(typer.Exit), held(tmp_path / "file" / "run"):
-        pass
-    assert "run cannot be made (Not a directory); choose another --out" in capfd.readouterr().err
+    for folder in (tmp_path / "file" / "run", Path("/proc/self")):
+        with pytest.raises(typer.Exit), held(folder):
+            pass
+        assert re.search(
+            rf"{folder} cannot be written to \(.*\); choose another --out", capfd.readouterr().err
+        )
 
 
 def test_grok_refuses_it_too(tmp_path) -> None:

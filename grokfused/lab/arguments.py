@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,13 +51,14 @@ def held(out: Path) -> Iterator[None]:
     """Makes a folder where there is none, and keeps it for this process; a kill gives it back.
 
     Two processes that write there would make every run twice, and overwrite each other's checkpoints. Refused
-    is a folder that cannot be made, or that another process keeps.
+    is a folder that cannot be made or written to, or that another process keeps.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        opened = os.open(out, os.O_RDONLY) if fcntl else -1
+        with tempfile.TemporaryFile(dir=out):  # before hours are spent on what cannot be kept
+            opened = os.open(out, os.O_RDONLY) if fcntl else -1
     except OSError as error:
-        raise refuse(f"--out={out} cannot be made ({error.strerror}); choose another --out") from error
+        raise refuse(f"{out} cannot be written to ({error.strerror}); choose another --out") from error
     try:
         if fcntl:
             _lock(opened, out)
