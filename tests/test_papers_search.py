@@ -44,6 +44,9 @@ def test_a_search_that_was_cut_short_goes_on_with_the_very_trial(tmp_path, monke
     assert parts[-1][0] == whole
     assert len(whole["trials"]) == 14
     assert len({trial["lr"] for trial in whole["trials"]}) == 14
+    (log,) = tmp_path.glob("parts/kept/*/trials.log")
+    log.write_bytes(log.read_bytes()[:-9])  # as a kill may leave it, with the last trial's end
+    assert searched(Path("parts"), cost) == (whole, [13])
     monkeypatch.setitem(search.SPACES["ema"], "lamb", (1.0, 2.0))
     assert searched(Path("whole"), cost)[1] == [*range(14)]  # other ranges: none of those trials
     first = {key: whole["trials"][0][key] for key in search.START}

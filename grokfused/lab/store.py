@@ -14,6 +14,17 @@ def short_name(plain: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def whole_lines(path: Path) -> list[str]:
+    """Returns a file's lines, none where it is not there; one that a kill cut short is taken out of it."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    if not lines or lines[-1].endswith("\n"):
+        return lines
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(lines[:-1]))
+    temporary.replace(path)
+    return lines[:-1]
+
+
 class Store:
     """The runs of a file, each a line.
 
@@ -24,12 +35,7 @@ class Store:
 
     def __init__(self, path: Path, setting: Any) -> None:
         self.path, self.setting = path, json.loads(json.dumps(asdict(setting)))
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        whole = [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may cut the last short
-        if len(whole) < len(lines):
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(lines[:-1]))
-            temporary.replace(path)
+        whole = [json.loads(line) for line in whole_lines(path)]
         self.runs = [run for run in whole if run.pop("setting") == self.setting]
 
     def find(self, **asked: Any) -> dict[str, Any] | None:

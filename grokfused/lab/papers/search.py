@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from grokfused.lab.papers.cells import Row
 from grokfused.lab.papers.frame import Run
 from grokfused.lab.papers.watch import Watch
-from grokfused.lab.store import short_name
+from grokfused.lab.store import short_name, whole_lines
 
 # Name -> smallest and largest, searched on a logarithmic scale; ``slow`` is 1 - alpha, ``fresh`` 1 - beta1.
 PLAIN = {"lr": (5e-4, 3e-2), "weight_decay": (0.3, 6.0), "fresh": (0.02, 0.3)}
@@ -39,6 +40,24 @@ def row_of(found: Mapping[str, float], grad_filter: str) -> Row:
     return Row(shown, decay, False, grad_filter, alpha, lamb, lr=found["lr"], beta1=1 - found["fresh"])
 
 
+def _study(name: str, folder: Path) -> Any:
+    """Returns optuna's study of that name as it stands in the folder; a new one where there is none."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "trials.log"
+    whole_lines(log)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # optuna's, of what is experimental
+        storage = JournalStorage(JournalFileBackend(str(log)))
+        study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+    for killed in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
+        study.tell(killed.number, state=optuna.trial.TrialState.FAIL)  # the sampler would look at it
+    return study
+
+
 def search(
     name: str, grad_filter: str, trials: int, cost: Callable[[Row, int], float], watch: Watch, seed: int
 ) -> Run:
@@ -56,16 +75,9 @@ def search(
         seed: Of the first trial's sampler; the next ones have the next.
     """
     import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    watch.kept_in.mkdir(parents=True, exist_ok=True)
-    study_name = f"{name}-{short_name([SPACES[grad_filter], START, seed])}"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # optuna's, of what is experimental
-        storage = JournalStorage(JournalFileBackend(str(watch.kept_in / "trials.log")))
-        study = optuna.create_study(storage=storage, study_name=study_name, load_if_exists=True)
+    study = _study(f"{name}-{short_name([SPACES[grad_filter], START, seed])}", watch.kept_in)
 
     def objective(trial: Any) -> float:
         drawn = {
