@@ -252,6 +252,7 @@ def small_sets(monkeypatch) -> None:
         monkeypatch.setitem(SETS, name, bench._replace(cases=few))
 
 
+@pytest.mark.slow
 def test_the_command_measures_shows_and_writes(tmp_path, monkeypatch) -> None:
     small_sets(monkeypatch)
     made = {name: tmp_path / f"run.{name}" for name in ("json", "markdown", "plot")}

@@ -38,6 +38,7 @@ def test_workers_take_turns_on_the_code_of_their_folder() -> None:
     assert all(value > 0 for taken in found for value in taken)
 
 
+@pytest.mark.slow
 def test_what_a_commit_cannot_do_is_said() -> None:
     with pytest.raises(RuntimeError, match="TypeError: unexpected keyword argument 'no_option'"):
         times(Case([(3,)], {"no_option": 1}), [ROOT], seconds=0.0)
@@ -57,6 +58,7 @@ def test_a_case_that_only_the_new_commit_cannot_do_is_lost(monkeypatch, who, exi
     assert ended.value.exit_code == exit_code
 
 
+@pytest.mark.slow
 def test_a_worker_that_imports_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"imported .* instead"):
         Worker(tmp_path)

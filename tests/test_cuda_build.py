@@ -94,9 +94,8 @@ def test_where_cuda_cannot_be_built_the_cpus_kernels_are(release, rest, words, t
         assert "nvcc" not in re.search(r'-DGROK_FLAGS="(.*?)"', told)[1]
 
 
-@pytest.mark.parametrize(
-    "required", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["as it comes", "required"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("required", [False, True], ids=["as it comes", "required"])
 def test_under_another_cuda_a_wheel_is_built_that_says_why_or_none_if_told_to(required, tmp_path) -> None:
     source, home = copied(tmp_path / "source"), toolkit(tmp_path / "toolkit")
     settings = {"CUDA_HOME": str(home), "RELEASE": "12.4.131", "GROKFUSED_REQUIRE_NATIVE": str(int(required))}

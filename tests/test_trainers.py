@@ -90,6 +90,7 @@ class TestFromGrokadamw:
         assert found["0 step"].item() == 4
         assert same(found, values(resumed))
 
+    @pytest.mark.slow
     def test_the_options_are_what_the_trainer_gives_grokadamw(self, grokadamw) -> None:
         found = run(GROKADAMW, WITH_GROKADAMW | {"max_steps=4": "max_steps=1"})
         theirs = found["trainer"].optimizer.optimizer
