@@ -1,9 +1,9 @@
 """The frame of all reproductions: what a paper is, and how its runs are made, killed and continued.
 
 A paper is a row of ``about.ABOUT``, a file of this folder with its task, its rows and a function that makes
-one run, and a file of the same name in ``shown/`` with what its page shows; none has 150 lines. All else
-is here: which runs there are, the lines in which they are kept, the checkpoint of the run that is under way,
-progress with the time that is left.
+one run, and a file of the same name in ``shown/`` with what its page shows; none has 150 lines. Here is
+which runs there are, and the lines in which they are kept. What a run is given while it is under way, its
+checkpoint and its progress, is in ``watch.py``.
 """
 
 from __future__ import annotations

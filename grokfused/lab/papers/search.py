@@ -48,7 +48,7 @@ def _study(name: str, folder: Path) -> Any:
 
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "trials.log"
-    whole_lines(log)
+    whole_lines(log)  # optuna could not read a line that a kill cut short
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # optuna's, of what is experimental
         storage = JournalStorage(JournalFileBackend(str(log)))
