@@ -35,7 +35,8 @@ void run_all(const Work& work, const Parts& parts) {
     size_t t = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
     for (; begin < end; begin = starts[++t]) {
       const SliceScalars<Real> scalars(work.unscaled_row<Real>(t));
-      const SliceStep step(parts, work.slices[t], scalars, work.seed);
+      const Slice* next = end > starts[t + 1] ? &work.slices[t + 1] : nullptr;
+      const SliceStep step(parts, work.slices[t], next, scalars, work.seed);
       const int64_t first = unit_of(begin - starts[t]);
       const int64_t stop = end < starts[t + 1] ? unit_of(end - starts[t]) : work.slices[t].size;
       if (work.slices[t].mask)

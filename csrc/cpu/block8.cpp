@@ -100,7 +100,7 @@ GROK_HD void step_block(const Block<Rows> block, uint32_t key, const void* zeros
     arrays.others_states[place] = arrays.instead_of(numbers[place]);
   });
 #pragma omp simd
-  for (int i = 0; i < kBlock; ++i) update_element<AsFloat32, Step, kMasked>(arrays, i, scalars, choices);
+  for (int i = 0; i < kBlock; ++i) update_element<AsFloat32, Step, kMasked>(arrays, {0, i}, scalars, choices);
 #pragma omp simd
   for (int j = 0; j < kWords; ++j) {
     const uint32_t hash = random_bits(key, block.first + static_cast<uint32_t>(j));
@@ -169,54 +169,6 @@ GROK_CPU_CLONES void update_blocks(const Arrays& of_tile, int size, const void* 
   }
 }
 
-// The elements of a last block that are fewer, as a whole one: their bytes lie as they do. What is beyond
-// them is 0.
-class Rest {
- public:
-  Rest(const Arrays& tile, int begin, int size, int states)
-      : size_(size), states_(states), new_param_(static_cast<float*>(tile.new_param) + begin), whole(tile) {
-    std::memcpy(param_, static_cast<const float*>(tile.param) + begin, size * sizeof(float));
-    std::memcpy(grad_, static_cast<const float*>(tile.grad) + begin, size * sizeof(float));
-    if (tile.kept) std::memcpy(kept_, tile.kept + begin, size * sizeof *kept_);
-    whole.param = whole.new_param = param_;
-    whole.grad = grad_;
-    whole.kept = tile.kept ? kept_ : nullptr;
-    whole.first += static_cast<uint32_t>(begin);
-    for (int place = 0; place < states; ++place) {
-      stored_[place] = static_cast<uint8_t*>(tile.new_states[place]) + begin;
-      whole.states[place] = whole.new_states[place] = codes_[place];
-      for (int i = 0; i < size; ++i) codes_[place][byte_of(i)] = stored_[place][i];
-    }
-    whole.new_states[states] = static_cast<uint8_t*>(tile.new_states[states]) + begin / kBlock * kToAWord;
-  }
-
-  void put_back() const {
-    std::memcpy(new_param_, param_, size_ * sizeof(float));
-    for (int place = 0; place < states_; ++place)
-      for (int i = 0; i < size_; ++i) stored_[place][i] = codes_[place][byte_of(i)];
-  }
-
- private:
-  int size_, states_;
-  float* new_param_;
-  float param_[kBlock] = {}, grad_[kBlock] = {};
-  uint32_t kept_[kBlock] = {};
-  uint8_t codes_[kMaxStates][kBlock] = {}, *stored_[kMaxStates];
-
- public:
-  Arrays whole;
-};
-
-template <class Step, bool kMasked>
-void update(const Arrays& tile, int size, const void* scalars, const Choices& choices) {
-  const int whole = size / kBlock * kBlock;
-  update_blocks<Step, kMasked>(tile, whole, scalars, choices);
-  if (whole == size) return;
-  Rest rest(tile, whole, size - whole, Step::States::kCount);
-  update_blocks<Step, kMasked>(rest.whole, kBlock, scalars, choices);
-  rest.put_back();
-}
-
 }  // namespace
 
 std::pair<Update, Update> updates_in_8_bits(std::string_view grad_filter, bool amsgrad) {
@@ -225,7 +177,7 @@ std::pair<Update, Update> updates_in_8_bits(std::string_view grad_filter, bool a
     using Filter = AfterWindow<decltype(filter)>;
     with_second_moment(amsgrad, [&](auto second_moment) {
       using Step = ElementStep<Filter, decltype(second_moment)>;
-      found = {update<Step, false>, update<Step, true>};
+      found = {update_blocks<Step, false>, update_blocks<Step, true>};
     });
   });
   return found;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "rest.h"
+
 namespace grokfused::cpu {
 namespace {
 
@@ -42,17 +44,31 @@ Parts::Parts(std::pair<Update, Update> updates, bool widens, bool has_window, co
       window(has_window ? window_loops(choices.param, choices.window) : WindowLoops{}),
       choices(choices),
       param_bytes(bytes_of(choices.param)),
+      grad_bytes(param_bytes),
+      value_bytes(widens ? sizeof(float) : param_bytes),
       rows(rows),
       grad_window(place_of(rows, Of::kWindow)),
       grad_sum(place_of(rows, Of::kReal)),
       rest(place_of(rows, Of::kParam)) {
   const size_t real = choices.param == Format::kFloat64 ? sizeof(double) : sizeof(float);
+  if (widens || has_window) grad_bytes = real;
   const size_t bytes[] = {bytes_of(choices.state), bytes_of(choices.window), param_bytes, real, kToAWord};
   for (const StateRow& row : rows) {
     if (row.of == Of::kStates || row.of == Of::kBases)
       updated.push_back(static_cast<int>(state_bytes.size()));
     state_bytes.push_back(bytes[static_cast<size_t>(row.of)]);
   }
+}
+
+Arrays Parts::beginning_of(const Slice& slice) const {
+  Arrays begin{};
+  if (slice.mask || window.amplify) return begin;
+  begin.grad = slice.grad;
+  begin.param = slice.param;
+  if (rest >= 0) begin.rest = slice.states[rest];
+  for (size_t k = 0; k < updated.size(); ++k) begin.states[k] = slice.states[updated[k]];
+  begin.to_come = slice.size;
+  return begin;
 }
 
 void SliceStep::run(int64_t begin, int64_t end) const {
@@ -90,6 +106,7 @@ void SliceStep::run_tile(int64_t begin, int size, const uint32_t* kept, int64_t 
   arrays.kept = kept;
   arrays.zeros = slice_.mask_mode == MaskMode::kZero ? kNothing : nullptr;
   arrays.to_come = to_come;
+  arrays.next = begin + to_come == slice_.size ? &next_ : nullptr;
   for (size_t k = 0; k < parts_.updated.size(); ++k) {
     void* stored = state(parts_.updated[k]).at(begin);
     arrays.states[k] = stored;
@@ -106,14 +123,24 @@ void SliceStep::run_tile(int64_t begin, int size, const uint32_t* kept, int64_t 
     arrays.param = arrays.new_param = buffers.values;
   }
   arrays.others_param = arrays.instead_of(arrays.param);
-  (selecting ? selecting : parts_.update)(arrays, size, has_window ? after_window_ : scalars_,
-                                          parts_.choices);
+  step(arrays, size, selecting ? selecting : parts_.update);
   if (parts_.narrow) parts_.narrow(buffers.values, new_param, new_rest, size, key_, first);
   if (!choose) return;
   take(buffers.param, this->param(), begin, size, kept);
   for (size_t k = 0; k < parts_.updated.size() && choose_states; ++k)
     take(buffers.states[k], state(parts_.updated[k]), begin, size, kept);
   if (rest) take(buffers.rest, state(parts_.rest), begin, size, kept);
+}
+
+// Whole units where they lie, and what is left as one more. A sparse mask has units of a word.
+void SliceStep::step(const Arrays& arrays, int size, Update update) const {
+  const void* scalars = parts_.window.amplify ? after_window_ : scalars_;
+  const int unit = in_blocks() ? kBlock : kLanes, whole = size / unit * unit;
+  update(arrays, whole, scalars, parts_.choices);
+  if (whole == size) return;
+  const Rest rest(parts_, arrays, whole, size - whole, unit);
+  update(rest.whole(), unit, scalars, parts_.choices);
+  rest.put_back();
 }
 
 void SliceStep::widen_grad(Arrays& arrays, void* values, int size) const {

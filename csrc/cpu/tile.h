@@ -41,7 +41,7 @@ struct Parts {
   Narrow narrow;       // of the parameters that it returns; null where it rounds them itself
   WindowLoops window;  // null without one
   Choices choices;
-  size_t param_bytes;
+  size_t param_bytes, grad_bytes, value_bytes;  // the last two: of what the update takes
   std::vector<StateRow> rows;
   std::vector<size_t> state_bytes;
   std::vector<int> updated;         // places of the states that the update reads and writes
@@ -51,6 +51,9 @@ struct Parts {
   // come after the loops of a window.
   Parts(std::pair<Update, Update> updates, bool widens, bool has_window, const Choices& choices,
         const std::vector<StateRow>& rows);
+
+  // What the update will read of a slice; nothing of one with a mask, or with a window.
+  Arrays beginning_of(const Slice& slice) const;
 };
 
 // One array of a slice.
@@ -70,13 +73,15 @@ struct SliceScalars {
   }
 };
 
-// The step of one slice. It keeps references.
+// The step of one slice. It keeps references. `next`: the slice that is stepped after it, or null.
 class SliceStep {
  public:
   template <class Real>
-  SliceStep(const Parts& parts, const Slice& slice, const SliceScalars<Real>& scalars, uint32_t seed)
+  SliceStep(const Parts& parts, const Slice& slice, const Slice* next, const SliceScalars<Real>& scalars,
+            uint32_t seed)
       : parts_(parts),
         slice_(slice),
+        next_(next ? parts.beginning_of(*next) : Arrays{}),
         scalars_(&scalars.all),
         after_window_(&scalars.after_window),
         window_(window_of(parts.choices.window_size, static_cast<float>(scalars.all.step), slice.size)),
@@ -108,6 +113,7 @@ class SliceStep {
  private:
   bool is_of_blocks(int place) const { return parts_.rows[place].of == Of::kBases; }
   void run_tile(int64_t begin, int size, const uint32_t* kept, int64_t to_come) const;
+  void step(const Arrays& arrays, int size, Update update) const;
   void widen_grad(Arrays& arrays, void* values, int size) const;
   void amplify(int64_t begin, int size, const uint32_t* kept, Arrays& arrays, void* amplified) const;
   void take(const void* stepped, const Array& array, int64_t begin, int size, const uint32_t* kept) const {
@@ -116,6 +122,7 @@ class SliceStep {
 
   const Parts& parts_;
   const Slice& slice_;
+  const Arrays next_;
   const void *scalars_, *after_window_;
   Window window_;
   uint32_t key_;
