@@ -17,8 +17,9 @@
 namespace {
 
 constexpr int64_t kLine = 64;  // bytes
-// What was fastest with two AVX-512 cores, of 1 to 16 lines of an array in a row, fetched 16 to 64 lines ahead
-// into either cache, of arrays of 4 and of 2 bytes: 1 and 2 lines do not differ, and 16 take 1.1 times as long.
+// What was fastest with two AVX-512 cores, of 1 to 16 lines of an array in a row, fetched 16 to 64 lines
+// ahead into either cache, of arrays of 4 and of 2 bytes: 1 and 2 lines do not differ, and 16 take 1.1 times
+// as long.
 constexpr int64_t kInARow = 2, kAhead = 32 * kLine;
 constexpr int64_t kLinesPerThread = 1024;  // at least: 16,384 elements of float32, as in csrc/cpu
 constexpr int64_t kMostArrays = 16;
