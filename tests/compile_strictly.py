@@ -12,7 +12,7 @@ import pybind11
 import torch.utils.cpp_extension
 
 ROOT = Path(__file__).parent.parent
-SOURCES = [ROOT / "csrc" / "module.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
+SOURCES = [ROOT / "csrc" / "bindings.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
 SOURCES.append(ROOT / "grokfused" / "lab" / "bench" / "in_place.cpp")
 FLAGS = ["-std=c++17", "-O1", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden"]
 FLAGS += ["-Wno-unknown-pragmas"]  # omp simd is a hint here; -fopenmp-simd belongs to the real build
