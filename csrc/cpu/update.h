@@ -228,25 +228,35 @@ GROK_HD void fetch_ahead(const Arrays& arrays, int64_t begin) {
 }
 
 template <class Stored, class Step, bool kMasked>
+GROK_HD void update_strips(const Arrays& arrays, int size,
+                           const ScalarsOf<typename Stored::Param::Real>& scalars, const Choices& choices) {
+  for (int64_t begin = 0; begin < size; begin += Stored::kStrip) {
+    fetch_ahead<Stored, Step::States::kCount>(arrays, begin);
+    if constexpr (Stored::kInPairs) {
+#pragma omp simd
+      for (int i = 0; i < Stored::kStrip / 2; ++i)
+        update_pair<Stored, Step, kMasked>(arrays, {begin, 2 * i}, scalars, choices);
+    } else {
+#pragma omp simd
+      for (int i = 0; i < Stored::kStrip; ++i)
+        update_element<Stored, Step, kMasked>(arrays, {begin, i}, scalars, choices);
+    }
+  }
+}
+
+template <class Stored, class Step, bool kMasked>
 GROK_CPU_CLONES void update(const Arrays& of_tile, int size, const void* scalars, const Choices& of_all) {
   static_assert(!(kMasked && Stored::kKeepsRest), "a rest is chosen by a loop of its own (tile.h)");
   static_assert(kLanes % Stored::kStrip == 0, "units are whole strips");
   // Copies: the compiler then knows that no store changes them.
   const auto numbers = *static_cast<const ScalarsOf<typename Stored::Param::Real>*>(scalars);
   const Arrays arrays = of_tile;
-  const Choices choices = of_all;
-  for (int64_t begin = 0; begin < size; begin += Stored::kStrip) {
-    fetch_ahead<Stored, Step::States::kCount>(arrays, begin);
-    if constexpr (Stored::kInPairs) {
-#pragma omp simd
-      for (int i = 0; i < Stored::kStrip / 2; ++i)
-        update_pair<Stored, Step, kMasked>(arrays, {begin, 2 * i}, numbers, choices);
-    } else {
-#pragma omp simd
-      for (int i = 0; i < Stored::kStrip; ++i)
-        update_element<Stored, Step, kMasked>(arrays, {begin, i}, numbers, choices);
-    }
-  }
+  Choices choices = of_all;
+  if (!Stored::kInPairs || choices.decay != Decay::kDecoupled)
+    return update_strips<Stored, Step, kMasked>(arrays, size, numbers, choices);
+  // Where values are widened and rounded, the instructions of the other decay are a twentieth of the time.
+  choices.decay = Decay::kDecoupled;
+  update_strips<Stored, Step, kMasked>(arrays, size, numbers, choices);
 }
 
 // Calls use(constant) for the one of the roundings that is chosen.
