@@ -17,10 +17,9 @@
 namespace {
 
 constexpr int64_t kLine = 64;  // bytes
-// What was fastest with two AVX-512 cores, of 1 to 16 lines of an array in a row, fetched 16 to 64 lines
-// ahead into either cache, of arrays of 4 and of 2 bytes: 1 and 2 lines do not differ, and 16 take 1.1 times
-// as long.
-constexpr int64_t kInARow = 2, kAhead = 32 * kLine;
+// What was fastest with two AVX-512 cores, of 1 to 16 lines of an array in a row, fetched 16 to 160 lines
+// ahead into either cache: of five arrays 1 or 2 lines (16 take 1.1 times as long), of one 8 or more.
+constexpr int64_t kInARow = 10, kAhead = 32 * kLine;  // the first of all arrays together
 constexpr int64_t kLinesPerThread = 1024;  // at least: 16,384 elements of float32, as in csrc/cpu
 constexpr int64_t kMostArrays = 16;
 
@@ -63,8 +62,9 @@ CLONES uint64_t touch(const Array* arrays, int64_t reads, int64_t count, int64_t
     per_round[k] = ((static_cast<uint64_t>(arrays[k].lines) << 32) + rounds - 1) / rounds;
     at[k] = line(k, begin);
   }
+  const int64_t in_a_row = std::max<int64_t>(1, kInARow / count);
   for (int64_t round = begin; round < end;) {
-    round = std::min(round + kInARow, end);
+    round = std::min(round + in_a_row, end);
     for (int64_t k = 0; k < count; ++k) {
       char* const stop = line(k, round);
       if (k < reads)
