@@ -42,7 +42,7 @@ void run_all(const Work& work, const Parts& parts) {
       if (work.slices[t].mask)
         run_masked(step, first, stop);
       else
-        step.run(first, stop);
+        step.run(first, stop, stop - first);
     }
   });
   for (size_t t = 0; numbers_steps && t < work.slices.size(); ++t)

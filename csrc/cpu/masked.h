@@ -35,25 +35,36 @@ inline int64_t first_kept(const uint32_t* mask, int64_t begin, int64_t end, int6
   return begin;
 }
 
-// Looks at the words from `begin` on, at most up to `end`: a tile of them, or in a sparse part of the mask
-// only as many as alike keep something, or all that keep nothing; beside states of 8 bits whole blocks. The
-// last word may be cut.
+// Of whole words, the last one of which may be cut.
+inline Kept look_at(const uint32_t* mask, int64_t begin, int64_t end) {
+  uint32_t any = 0, all = ~uint32_t{0};
+  int64_t i = begin / kLanes;
+  for (; i < end / kLanes; ++i) {
+    any |= mask[i];
+    all &= mask[i];
+  }
+  if (const int64_t there = end % kLanes) {
+    any |= mask[i] & ~(~uint32_t{0} << there);
+    all &= mask[i] | ~uint32_t{0} << there;
+  }
+  return {end, any != 0, all == ~uint32_t{0}};
+}
+
+// Looks from `begin` on for what alike keeps something, or nothing, at most up to `end`: at tiles, or in a
+// sparse part of the mask at words, of one tile; beside states of 8 bits at whole blocks.
 inline Kept look(const SliceStep& step, int64_t begin, int64_t end, bool sparse) {
   const uint32_t* mask = step.slice().mask;
-  const int64_t stop = end_of_tile(begin, end), at_once = step.in_blocks() ? kBlock : kLanes;
-  Kept kept{begin};
-  if (sparse && (kept.end = first_kept(mask, begin, end, at_once)) > begin) return {kept.end, false, false};
-  for (int64_t next; kept.end < stop; kept.end = next) {
-    next = std::min(kept.end + at_once, stop);
-    uint32_t any = 0, left_out = 0;
-    for (int64_t i = kept.end; i < next; i += kLanes) {
-      const uint32_t there = next - i < kLanes ? ~(~uint32_t{0} << (next - i)) : ~uint32_t{0};
-      any |= mask[i / kLanes] & there;
-      left_out |= ~mask[i / kLanes] & there;
-    }
-    if (sparse && kept.end > begin && kept.any != (any != 0)) break;
-    kept.any |= any != 0;
-    kept.all &= left_out == 0;
+  const int64_t at_once = step.in_blocks() ? kBlock : kLanes, stop = sparse ? end_of_tile(begin, end) : end;
+  if (const int64_t kept = sparse ? first_kept(mask, begin, end, at_once) : begin; kept > begin)
+    return {kept, false, false};
+  const auto next_to = [&](int64_t i) {
+    return look_at(mask, i, sparse ? std::min(i + at_once, stop) : end_of_tile(i, stop));
+  };
+  Kept kept = next_to(begin);
+  for (Kept next; kept.end < stop; kept.end = next.end) {
+    next = next_to(kept.end);
+    if (next.any != kept.any) break;
+    kept.all &= next.all;
   }
   return kept;
 }
@@ -100,7 +111,7 @@ inline void run_masked(const SliceStep& step, int64_t begin, int64_t end) {
       kept = alike ? Kept{stop, any, any} : look(step, begin, stop, words.sparse());
       if (words.sparse()) prefetch_used(step, begin + kAhead, std::min(end, kept.end + kAhead));
       if (kept.all)
-        step.run(begin, kept.end);
+        step.run(begin, kept.end, (alike ? end : kept.end) - begin);
       else if (kept.any)
         step.run_selected(begin, kept.end, words.sparse() ? 0 : end - begin);
       else if (zero)

@@ -71,19 +71,23 @@ Arrays Parts::beginning_of(const Slice& slice) const {
   return begin;
 }
 
-void SliceStep::run(int64_t begin, int64_t end) const {
-  const int64_t most = parts_.widen || parts_.window.amplify ? kTile : kPiece;
+void SliceStep::run(int64_t begin, int64_t end, int64_t to_come) const {
+  const int64_t most = parts_.widen || parts_.window.amplify ? kTile : kPiece, last = begin + to_come;
   for (int64_t stop; begin < end; begin = stop) {
     stop = end_of_tile(begin, end, most);
-    run_tile(begin, static_cast<int>(stop - begin), nullptr, end - begin);
+    run_tile(begin, static_cast<int>(stop - begin), nullptr, last - begin);
   }
 }
 
 void SliceStep::run_selected(int64_t begin, int64_t end, int64_t to_come) const {
   uint32_t kept[kTile];
-  const int size = static_cast<int>(end - begin);
-  spread(slice_.mask + begin / kLanes, static_cast<int>(mask_words(size)), kept);
-  run_tile(begin, size, kept, to_come);
+  const int64_t last = begin + to_come;
+  for (int64_t stop; begin < end; begin = stop) {
+    stop = end_of_tile(begin, end);
+    const int size = static_cast<int>(stop - begin);
+    spread(slice_.mask + begin / kLanes, static_cast<int>(mask_words(size)), kept);
+    run_tile(begin, size, kept, last - begin);
+  }
 }
 
 // `kept` is null where all are, or else all ones or 0 for each element. `to_come`: as Arrays have it.

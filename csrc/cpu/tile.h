@@ -87,9 +87,9 @@ class SliceStep {
         window_(window_of(parts.choices.window_size, static_cast<float>(scalars.all.step), slice.size)),
         key_(random_key(seed, static_cast<uint32_t>(scalars.all.step))) {}
 
-  // Of all elements from `begin`, where a word of the mask begins, up to `end`.
-  void run(int64_t begin, int64_t end) const;
-  // Of those that the mask keeps; at most a tile. `to_come`: as Arrays have it.
+  // Of all elements from `begin`, where a word of the mask begins, up to `end`. `to_come`: as Arrays have it.
+  void run(int64_t begin, int64_t end, int64_t to_come) const;
+  // Of those that the mask keeps.
   void run_selected(int64_t begin, int64_t end, int64_t to_come) const;
 
   const Slice& slice() const { return slice_; }

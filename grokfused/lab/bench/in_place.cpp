@@ -20,7 +20,7 @@ constexpr int64_t kLine = 64;  // bytes
 // What was fastest with two AVX-512 cores, of 1 to 16 lines of an array in a row, fetched 16 to 160 lines
 // ahead into either cache: of five arrays 1 or 2 lines (16 take 1.1 times as long), of one 8 or more.
 constexpr int64_t kInARow = 10, kAhead = 32 * kLine;  // the first of all arrays together
-constexpr int64_t kLinesPerThread = 1024;  // at least: 16,384 elements of float32, as in csrc/cpu
+constexpr int64_t kLinesPerThread = 1024;             // at least: 16,384 elements of float32, as in csrc/cpu
 constexpr int64_t kMostArrays = 16;
 
 }  // namespace
@@ -62,7 +62,9 @@ CLONES uint64_t touch(const Array* arrays, int64_t reads, int64_t count, int64_t
     per_round[k] = ((static_cast<uint64_t>(arrays[k].lines) << 32) + rounds - 1) / rounds;
     at[k] = line(k, begin);
   }
-  const int64_t in_a_row = std::max<int64_t>(1, kInARow / count);
+  int64_t lines = 0;
+  for (int64_t k = 0; k < count; ++k) lines += arrays[k].lines;
+  const int64_t in_a_row = std::max<int64_t>(1, kInARow * rounds / lines);
   for (int64_t round = begin; round < end;) {
     round = std::min(round + in_a_row, end);
     for (int64_t k = 0; k < count; ++k) {
