@@ -19,7 +19,7 @@
 
 namespace grokfused {
 
-constexpr size_t kMaxArrays = 16;  // rows of the table; a step uses kMaxStates of them at most
+constexpr size_t kMaxArrays = 12;  // rows of the table; a step uses kMaxStates of them at most
 
 // A row of grokfused.state.arrays.
 struct ArrayRow {
