@@ -75,7 +75,8 @@ def arguments():
         """Builds the best `_C` that can be built, and records what is missing in it."""
 
         def finalize_options(self):
-            self.build_temp = "build/objects"  # one place: what `make` has compiled, `make wheel` need not
+            # One place: what `make` has compiled, `make wheel` need not. The bench without AVX-512 has its own.
+            self.build_temp = self.build_temp or "build/objects"
             super().finalize_options()
             self.places = [Path(self.build_lib), *([ROOT] if self.inplace or self.editable_mode else [])]
 
