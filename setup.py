@@ -75,8 +75,7 @@ def arguments():
         """Builds the best `_C` that can be built, and records what is missing in it."""
 
         def finalize_options(self):
-            # One place: what `make` has compiled, `make wheel` need not. The bench without AVX-512 has its own.
-            self.build_temp = self.build_temp or "build/objects"
+            self.build_temp = self.build_temp or "build/objects"  # what `make` has compiled, a wheel need not
             super().finalize_options()
             self.places = [Path(self.build_lib), *([ROOT] if self.inplace or self.editable_mode else [])]
 

@@ -85,7 +85,8 @@ class PolicyTable {
     const auto is_last = [&](const std::string& last, auto... others) {
       return last == asked && std::tuple(others...) == std::tuple(device, index, dtype, dense);
     };
-    if (last_ && std::apply(is_last, last_->first)) return last_->second;  // mostly, and quicker than to search
+    if (last_ && std::apply(is_last, last_->first))
+      return last_->second;  // mostly, and quicker than to search
     const Kind kind{asked, device, index, dtype, dense};
     auto found = backends_.find(kind);
     if (found == backends_.end()) {
