@@ -62,7 +62,7 @@ Parts::Parts(std::pair<Update, Update> updates, bool widens, bool has_window, co
 
 Arrays Parts::beginning_of(const Slice& slice) const {
   Arrays begin{};
-  if (slice.mask || window.amplify) return begin;
+  if (slice.mask || widen || window.amplify) return begin;
   begin.grad = slice.grad;
   begin.param = slice.param;
   if (rest >= 0) begin.rest = slice.states[rest];

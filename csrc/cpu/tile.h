@@ -52,7 +52,7 @@ struct Parts {
   Parts(std::pair<Update, Update> updates, bool widens, bool has_window, const Choices& choices,
         const std::vector<StateRow>& rows);
 
-  // What the update will read of a slice; nothing of one with a mask, or with a window.
+  // What the update will read of a slice; nothing of one with a mask, or where loops of their own read it.
   Arrays beginning_of(const Slice& slice) const;
 };
 
