@@ -33,7 +33,7 @@ struct Policy {
   pybind11::object start;  // the key of the note when the filter's memory was made; None: it says nothing
   Gate gate;               // when the filter amplifies
   int32_t window_size;     // 0 without a window
-  std::vector<char> used;  // array of the table -> whether a step needs it
+  std::vector<bool> used;  // array of the table -> whether a step needs it
 
   explicit Policy(const pybind11::tuple& fields)
       : backend(fields[0].cast<std::string>()),
@@ -47,9 +47,7 @@ struct Policy {
         start(pybind11::len(fields[8]) ? pybind11::object(fields[8]) : pybind11::none()),
         gate(gate_of(fields[9])),
         window_size(fields[10].cast<int32_t>()),
-        used(uses(fields[11].cast<std::vector<bool>>())) {}
-
-  static std::vector<char> uses(const std::vector<bool>& used) { return {used.begin(), used.end()}; }
+        used(fields[11].cast<std::vector<bool>>()) {}
 
   Policies names(uint32_t param_dtype, uint32_t state_dtype, uint32_t window_dtype) const {
     return {dtype_name(param_dtype),
@@ -82,11 +80,8 @@ class PolicyTable {
   // be code for some only.
   const std::string* backend(const std::string& asked, int32_t device, int32_t index, uint32_t dtype,
                              bool dense, const pybind11::object& param) {
-    const auto is_last = [&](const std::string& last, auto... others) {
-      return last == asked && std::tuple(others...) == std::tuple(device, index, dtype, dense);
-    };
-    if (last_ && std::apply(is_last, last_->first))
-      return last_->second;  // mostly, and quicker than to search
+    // Mostly it is what was asked for last, and comparing is quicker than searching.
+    if (last_ && last_->first == std::tie(asked, device, index, dtype, dense)) return last_->second;
     const Kind kind{asked, device, index, dtype, dense};
     auto found = backends_.find(kind);
     if (found == backends_.end()) {
