@@ -130,6 +130,53 @@ def test_special_values_take_the_same_way(
         assert wrong == dict.fromkeys(truth, 0), (kind.__name__, grad_filter, amsgrad)
 
 
+def nans(dtype: torch.dtype) -> torch.Tensor:
+    """Returns every NaN of 16 bits; of float32 the same, each with all of its lower half set and without."""
+    patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32)
+    if dtype is torch.float32:
+        every = torch.cat([patterns << 16, patterns << 16 | 0xFFFF]).view(dtype)
+    else:
+        every = patterns.to(torch.int16).view(dtype)
+    return every[every.isnan()]
+
+
+def met_a_nan(where: str, param_dtype: torch.dtype, backend: str, device: str, **options):
+    """Returns what a step makes of NaNs in one array, or of a loss scale of NaN."""
+    found = nans(options["state_dtype"] if where in NAMES else param_dtype)
+    param = torch.ones(len(found), dtype=param_dtype, device=device).requires_grad_()
+    optimizer = GrokAdamW([param], lr=0.1, seed=3, amsgrad=True, backend=backend, **options)
+    param.grad = torch.full_like(param, 0.5)
+    optimizer.step()
+    arrays = {"param": param.detach(), "grad": param.grad, **optimizer.state[param]}
+    longest = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32).to(device)
+    if where == "scale":
+        optimizer.grad_scale, optimizer.found_inf = longest, torch.zeros_like(longest)
+    else:
+        arrays[where].copy_(found)
+    optimizer.step()
+    return {"param": param.detach().cpu()} | {
+        name: state.cpu() for name, state in optimizer.state[param].items() if isinstance(state, torch.Tensor)
+    }
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "where", ["param", "grad", "scale", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "grad_ema"]
+)
+@pytest.mark.parametrize("param_rounding", ["nearest", "stochastic", "kahan"])
+@pytest.mark.parametrize(("state_dtype", "state_rounding"), STATES[:3], ids=lambda value: str(value))
+@pytest.mark.parametrize("param_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_nan_of_any_bits_stays_one(
+    param_dtype, state_dtype, state_rounding, param_rounding, where, device
+) -> None:
+    options = {"state_dtype": state_dtype, "state_rounding": state_rounding, "param_rounding": param_rounding}
+    truth = met_a_nan(where, param_dtype, "reference", "cpu", **options)
+    native = met_a_nan(where, param_dtype, "native", device, **options)
+    assert truth["param"].isnan().all()
+    wrong = {name: differing_bits(native[name], truth[name]) for name in truth}
+    assert wrong == dict.fromkeys(truth, 0)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("run", [1, 700], ids="runs of {}".format)
 @pytest.mark.parametrize("density", [1.0, 0.5, 0.1, 0.01, 0.0], ids="{} kept".format)

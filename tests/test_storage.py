@@ -107,12 +107,12 @@ def test_random_bits_are_those_of_the_published_mixer() -> None:
     assert rounding.scramble(numbers).tolist() == [lowbias32(x) for x in numbers.tolist()]
 
 
-def test_random_bits_look_uniform_and_differ_between_steps_and_seeds() -> None:
+def test_draws_look_uniform_and_differ_between_steps_and_seeds() -> None:
     count = 1 << 16
-    base = rounding.random_bits(count, rounding.random_key(seed=3, step=5)) >> 16
+    base = rounding.state_draws(count, rounding.random_key(seed=3, step=5))
     for other in (
-        rounding.random_bits(count, rounding.random_key(seed=3, step=6)) >> 16,
-        rounding.random_bits(count, rounding.random_key(seed=4, step=5)) >> 16,
+        rounding.state_draws(count, rounding.random_key(seed=3, step=6)),
+        rounding.state_draws(count, rounding.random_key(seed=4, step=5)),
     ):
         # Two independent uniform streams of 16 bits: their correlation is below 4 / sqrt(count).
         assert torch.corrcoef(torch.stack([base, other]).double())[0, 1].abs() < 4 / count**0.5
@@ -120,24 +120,37 @@ def test_random_bits_look_uniform_and_differ_between_steps_and_seeds() -> None:
         assert (other.double().mean() - 32767.5).abs() < 4 * 2**16 / 12**0.5 / count**0.5
 
 
-@pytest.mark.parametrize("lag", [0, 1, 2, 32, 1024])
+@pytest.mark.parametrize("lag", [0, 1, 2, 3, 32, 1024])
 @pytest.mark.parametrize("seed", [3, 4])
-def test_the_draw_of_a_parameter_tells_nothing_of_those_of_states_and_neighbours(seed, lag) -> None:
-    count = 1 << 18
-    bits = rounding.random_bits(count + lag, rounding.random_key(seed, step=5))
-    states, params = (bits >> 16).double(), (bits & 0xFFFF).double()
+def test_a_draw_tells_nothing_of_those_of_others_and_of_neighbours(seed, lag) -> None:
+    count, key = 1 << 18, rounding.random_key(seed, step=5)
+    states, params = rounding.state_draws(count + lag, key), rounding.param_draws(count + lag, key)
     pairs = [(params[:count], states[lag:]), (states[:count], params[lag:])]
-    pairs += [(params[:count], params[lag:])] if lag else []
+    pairs += [(params[:count], params[lag:]), (states[:count], states[lag:])] if lag else []
     for one, other in pairs:
-        assert torch.corrcoef(torch.stack([one, other]))[0, 1].abs() < 4 / count**0.5
-    # Uniform: each of 16 x 16 cells of both draws together holds its share, within 5 standard errors.
-    cells = torch.bincount((bits[:count] >> 28) * 16 + ((bits[:count] >> 12) & 15), minlength=256)
-    assert ((cells - count / 256).abs() < 5 * (count / 256) ** 0.5).all()
+        assert torch.corrcoef(torch.stack([one, other]).double())[0, 1].abs() < 4 / count**0.5
+        # Uniform: each of 16 x 16 cells of both draws together holds its share, within 5 standard errors.
+        cells = torch.bincount((one >> 12) * 16 + (other >> 12), minlength=256)
+        assert ((cells - count / 256).abs() < 5 * (count / 256) ** 0.5).all()
 
 
-def test_random_bits_of_an_element_do_not_depend_on_the_number_of_elements() -> None:
+def test_over_all_keys_each_draw_comes_equally_often_and_so_does_each_pair_of_neighbours() -> None:
+    # random_bits is a bijection of the key: all of 2**32 are too many, so that of each factor is shown.
+    assert 0x2C1B3C6D % 2 == 0x297A2D39 % 2 == 1  # odd: to multiply by it modulo 2**32 loses nothing
+    halves = torch.arange(2**16)
+    assert (halves ^ (halves >> 8)).unique().numel() == 2**16
     key = rounding.random_key(1, 2)
-    assert torch.equal(rounding.random_bits(1000, key)[:10], rounding.random_bits(10, key))
+    states, params = rounding.state_draws(6, key), rounding.param_draws(6, key)
+    bits = rounding.random_bits(torch.arange(6), key)
+    assert torch.equal(states[::2] << 16 | states[1::2], bits[::2])
+    assert torch.equal(params[::2] << 16 | params[1::2], bits[1::2])
+
+
+@pytest.mark.parametrize("draws", [rounding.state_draws, rounding.param_draws])
+def test_the_draw_of_an_element_does_not_depend_on_the_number_of_elements(draws) -> None:
+    key = rounding.random_key(1, 2)
+    for count in (9, 10):
+        assert torch.equal(draws(1000, key)[:count], draws(count, key))
 
 
 BASE = torch.zeros(6, 8)

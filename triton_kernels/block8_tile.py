@@ -44,6 +44,13 @@ def _elements(begin, k: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
+def _bits_of_words(key, begin, TILE: tl.constexpr):
+    # As block8_bits of csrc/step/block8.h.
+    i = _elements(begin, 0, TILE) + tl.arange(0, block8.WORDS)[None, :]
+    return storage.random_bits(key, i.to(tl.uint32))
+
+
+@triton.jit
 def _to_encode(new, before, kept, read, MASK: tl.constexpr, WHOLE: tl.constexpr):
     # By selection, as in mask.masked; and what is not there has no size.
     if MASK == mask.FREEZE:
@@ -102,7 +109,7 @@ def _step_quarter(
         comp = mask.masked(storage.cut_off(param, PARAM), kept, MASK)
         storage.store(comp_at, comp, 0, written, PARAM, False, every)
     stochastic: tl.constexpr = PARAM_ROUNDING == storage.STOCHASTIC
-    drawn = storage.random_bits(key, i.to(tl.uint32)) & 0xFFFF if stochastic else 0
+    drawn = storage.param_draw(key, i.to(tl.uint32)) if stochastic else 0
     storage.store(param_at, mask.masked(param, kept, MASK), drawn, written, PARAM, stochastic, every)
     exp_avg = _to_encode(exp_avg, exp_avg_before, kept, read, MASK, WHOLE)
     exp_avg_sq = _to_encode(exp_avg_sq, exp_avg_sq_before, kept, read, MASK, WHOLE)
@@ -221,7 +228,7 @@ def _step_blocks(
         PARAM, WINDOW, PARAM_ROUNDING, FILTER, COUPLED, AMSGRAD, TILE, WHOLE, MASK,
     )  # fmt: skip
 
-    hashed = storage.random_bits(key, _elements(begin, 0, TILE).to(tl.uint32))
+    hashed = _bits_of_words(key, begin, TILE)
     bases = _encoded(
         exp_avg_at, m0, m1, m2, m3, bases, hashed, begin, size, used,
         block8.EXP_AVG, True, TILE, WHOLE, every,

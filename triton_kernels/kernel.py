@@ -97,11 +97,8 @@ def _step_elements(
     if PARAM_ROUNDING == storage.KAHAN:
         comp_at = storage.pointers(tl.load(slice_ + KAHAN_COMP_AT), i, PARAM, WHOLE)
         param = param + storage.load(comp_at, read, PARAM, every)
-    if STOCHASTIC or PARAM_ROUNDING == storage.STOCHASTIC:
-        bits = storage.random_bits(key, i.to(tl.uint32))
-        drawn, param_drawn = bits >> 16, bits & 0xFFFF  # as state_draw and param_draw of rounding.h
-    else:
-        drawn, param_drawn = 0, 0
+    param_stochastic: tl.constexpr = PARAM_ROUNDING == storage.STOCHASTIC
+    drawn = storage.state_draw(key, i.to(tl.uint32)) if STOCHASTIC else 0
 
     grad = grad * factor
     grad = grad_filter.filtered(
@@ -124,7 +121,7 @@ def _step_elements(
     if PARAM_ROUNDING == storage.KAHAN:
         comp = mask.masked(storage.cut_off(param, PARAM), kept, MASK)
         storage.store(comp_at, comp, 0, written, PARAM, False, every)
-    param_stochastic: tl.constexpr = PARAM_ROUNDING == storage.STOCHASTIC
+    param_drawn = storage.param_draw(key, i.to(tl.uint32)) if param_stochastic else 0
     param = mask.masked(param, kept, MASK)
     storage.store(param_at, param, param_drawn, written, PARAM, param_stochastic, every)
     if MASK == mask.ZERO:

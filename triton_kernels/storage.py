@@ -157,3 +157,18 @@ def random_key(seed, step):
 def random_bits(key, i):
     bits = (key ^ i) * _uint32(0x2C1B3C6D)
     return (bits ^ (bits >> 16)) * _uint32(0x297A2D39)
+
+
+@triton.jit
+def _half_of(bits, i):
+    return tl.where((i & 1) != 0, bits & 0xFFFF, bits >> 16)
+
+
+@triton.jit
+def state_draw(key, i):
+    return _half_of(random_bits(key, i & _uint32(0xFFFFFFFE)), i)
+
+
+@triton.jit
+def param_draw(key, i):
+    return _half_of(random_bits(key, i | _uint32(1)), i)

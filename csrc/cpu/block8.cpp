@@ -103,7 +103,7 @@ GROK_HD void step_block(const Block<Rows> block, uint32_t key, const void* zeros
   for (int i = 0; i < kBlock; ++i) update_element<AsFloat32, Step, kMasked>(arrays, {0, i}, scalars, choices);
 #pragma omp simd
   for (int j = 0; j < kWords; ++j) {
-    const uint32_t hash = random_bits(key, block.first + static_cast<uint32_t>(j));
+    const uint32_t hash = block8_bits(key, block.first, static_cast<uint32_t>(j));
 #pragma GCC unroll 4
     for (int k = 0; k < kToAWord; ++k) draws[k * kWords + j] = block8_draw(hash, k);
   }

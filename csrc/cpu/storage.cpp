@@ -33,8 +33,7 @@ GROK_CPU_CLONES void narrow_stochastically(const float* values, void* stored, vo
   auto* to = static_cast<typename Format::Stored*>(stored);
 #pragma omp simd
   for (int i = 0; i < size; ++i) {
-    const uint32_t bits = random_bits(key, first + static_cast<uint32_t>(i));
-    to[i] = Format::round_stochastically(values[i], param_draw(bits));
+    to[i] = Format::round_stochastically(values[i], param_draw(key, first + static_cast<uint32_t>(i)));
   }
 }
 

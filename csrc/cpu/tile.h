@@ -8,6 +8,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -64,11 +66,23 @@ struct Array {
   void* at(int64_t i) const { return stored + (of_blocks ? i / kBlock : i) * bytes; }
 };
 
+// A NaN among them becomes the plain one, as OnlyBFloat16 wants it: a loss scale, or the lr of a tensor, may
+// be one of any bits.
+template <class Real>
+ScalarsOf<Real> with_plain_nans(const ScalarsOf<Real>& scalars) {
+  Real numbers[kScalarCount];
+  std::memcpy(numbers, &scalars, sizeof numbers);
+  for (Real& number : numbers) number = number != number ? std::numeric_limits<Real>::quiet_NaN() : number;
+  ScalarsOf<Real> found;
+  std::memcpy(&found, numbers, sizeof found);
+  return found;
+}
+
 // The scalars of a slice, and what is left of them after the loops of a window.
 template <class Real>
 struct SliceScalars {
   ScalarsOf<Real> all, after_window;
-  explicit SliceScalars(const ScalarsOf<Real>& scalars) : all(scalars), after_window(scalars) {
+  explicit SliceScalars(const ScalarsOf<Real>& scalars) : all(with_plain_nans(scalars)), after_window(all) {
     after_window.grad_factor = 1;
   }
 };

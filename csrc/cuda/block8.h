@@ -89,7 +89,6 @@ struct BlockPart {
 
   // One element of each of the thread's words; the parameters are written.
   GROK_HD void step(Quarter& quarter, int k, const ScalarsOf<float>& scalars) {
-    const bool draws = choices.param_rounding == Rounding::kStochastic;
     const uint32_t first = chunk.first + static_cast<uint32_t>(begin + in_block(k));
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
@@ -98,8 +97,7 @@ struct BlockPart {
         value_of<decltype(row)>(element) = decoded(row, place, k, j);
       });
       Stored::Step::run(element, scalars, choices);
-      quarter.put(j, element, choices,
-                  draws ? random_bits(chunk.random_key, first + static_cast<uint32_t>(j)) : 0);
+      quarter.put(j, element, choices, Quarter::draws_of(j, choices, chunk.random_key, first));
       each_in_8_bits<Stored>(
           choices, [&](auto row, int place) { values[place][k][j] = value_of<decltype(row)>(element); });
     }
@@ -135,8 +133,8 @@ struct BlockPart {
     });
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
-      const uint32_t hash =
-          random_bits(chunk.random_key, chunk.first + static_cast<uint32_t>(begin + word + j));
+      const uint32_t hash = block8_bits(chunk.random_key, chunk.first + static_cast<uint32_t>(begin),
+                                        static_cast<uint32_t>(word + j));
       each_in_8_bits<Stored>(choices, [&](auto, int place) { codes[place].values[j] = 0; });
 #pragma unroll
       for (int k = 0; k < kToAWord; ++k) {

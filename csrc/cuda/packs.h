@@ -147,14 +147,18 @@ struct Packs : StatePacks<Stored, typename Stored::States, kWidth> {
 
   GROK_HD void step(const ScalarsOf<typename Stored::Real>& scalars, const Choices& choices,
                     uint32_t random_key, uint32_t first) {
-    const bool draws =
-        choices.param_rounding == Rounding::kStochastic || choices.state_rounding == Rounding::kStochastic;
 #pragma unroll
     for (int k = 0; k < kWidth; ++k) {
       auto element = element_of(k, choices);
       Stored::Step::run(element, scalars, choices);
-      put(k, element, choices, draws ? random_bits(random_key, first + static_cast<uint32_t>(k)) : 0);
+      put(k, element, choices, draws_of(k, choices, random_key, first));
     }
+  }
+
+  // `first`: a multiple of kWidth. Told so, the compiler knows which neighbours share their bits.
+  static GROK_HD Draws draws_of(int k, const Choices& choices, uint32_t random_key, uint32_t first) {
+    const uint32_t i = (first & ~(uint32_t{kWidth} - 1)) | static_cast<uint32_t>(k);
+    return grokfused::draws_of(choices.param_rounding, choices.state_rounding, random_key, i);
   }
 
   GROK_HD auto element_of(int k, const Choices& choices) {
@@ -176,10 +180,10 @@ struct Packs : StatePacks<Stored, typename Stored::States, kWidth> {
   }
 
   template <class Element>
-  GROK_HD void put(int k, Element& element, const Choices& choices, uint32_t bits) {
+  GROK_HD void put(int k, Element& element, const Choices& choices, const Draws& draws) {
     with_param<Stored>(choices, [&](auto format) {
       using Format = decltype(format);
-      param.values[k] = rounded<Format>(element.param, choices.param_rounding, param_draw(bits));
+      param.values[k] = rounded<Format>(element.param, choices.param_rounding, draws.param);
       if constexpr (Stored::kCanKeepRest)
         if (choices.keeps_rest()) kahan_comp.values[k] = Format::round(cut_off<Format>(element.param));
     });
@@ -187,10 +191,10 @@ struct Packs : StatePacks<Stored, typename Stored::States, kWidth> {
       constexpr StateRow kRow = decltype(row)::kRow;
       const Rounding rounding = kRow.of == Of::kStates ? choices.state_rounding : Rounding::kNearest;
       if constexpr (Stored::is_packed(kRow))
-        state(row).round(k, value_of<decltype(row)>(element), rounding, state_draw(bits));
+        state(row).round(k, value_of<decltype(row)>(element), rounding, draws.state);
     });
     if constexpr (!Stored::kIn8Bits)
-      if (choices.amsgrad) largest.round(k, element.max_exp_avg_sq, choices.state_rounding, state_draw(bits));
+      if (choices.amsgrad) largest.round(k, element.max_exp_avg_sq, choices.state_rounding, draws.state);
   }
 
   // Takes back, from the arrays, what the mask does not keep.

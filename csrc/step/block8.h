@@ -3,7 +3,7 @@
 // number means, nor how a backend goes through a block.
 #pragma once
 
-#include "portable.h"
+#include "rounding.h"
 
 namespace grokfused {
 
@@ -81,8 +81,13 @@ GROK_HD uint32_t in_word(uint32_t code, int k) {
   return (down >= 0 ? code >> down : code << -down) & 0xffu << (8 * k);
 }
 
-// What element `k` of a word, 0 to 3, draws of the word's hash: that of its first element. Of it each takes
-// other sixteen bits.
+// Whose random bits the four elements of a word share: word `j` of a block that begins with this element. An
+// even number, as those of all states (rounding.h).
+GROK_HD uint32_t block8_bits(uint32_t key, uint32_t first, uint32_t j) {
+  return random_bits(key, first + 2 * j);
+}
+
+// What element `k` of a word, 0 to 3, draws of them: each takes other sixteen.
 GROK_HD uint32_t block8_draw(uint32_t hash, int k) {
   const uint32_t turned = hash << 8 | hash >> 24;
   const uint32_t of_word[] = {hash >> 16, hash & 0xffffu, hash >> 8 & 0xffffu, turned & 0xffffu};

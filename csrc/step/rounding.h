@@ -13,24 +13,30 @@ GROK_HD bool is_nan(uint32_t bits) { return (bits & ~kSignBit) > kFloat32Infinit
 
 GROK_HD float bfloat16_to_float32(uint16_t bits) { return float_of(uint32_t{bits} << 16); }
 
+// Which NaNs may be among numbers: with any bits, or with none in the lower half, as those of bfloat16.
+enum class Nans : uint8_t { kAny, kShort };
+
 // The bits of a number that something was computed to be, and what a rounding adds to them; to those of a NaN
 // nothing, as the carry would turn one of a large payload into a zero. The upper half of what arithmetic
 // makes tells that it is one. Asked as of numbers, because of bits a comparison costs three instructions.
+template <Nans kNans>
 GROK_HD uint32_t bits_to_cut(float value, uint32_t added) {
   const uint32_t bits = bits_of(value);
-  return value != value ? bits : bits + added;
+  return kNans == Nans::kAny && value != value ? bits : bits + added;
 }
 
+template <Nans kNans = Nans::kAny>
 GROK_HD uint16_t float32_to_bfloat16(float value) {
   const uint32_t half_minus_tie = 0x7fffu + ((bits_of(value) >> 16) & 1u);  // ties go to the even neighbour
-  return static_cast<uint16_t>(bits_to_cut(value, half_minus_tie) >> 16);
+  return static_cast<uint16_t>(bits_to_cut<kNans>(value, half_minus_tie) >> 16);
 }
 
 // Rounds up with probability equal to the fraction cut off, so that the mean of many roundings is
 // the value itself: a second moment that grows by 0.1 % a step would otherwise never move in 8
 // bits.
+template <Nans kNans = Nans::kAny>
 GROK_HD uint16_t float32_to_bfloat16_stochastic(float value, uint32_t random_bits) {
-  return static_cast<uint16_t>(bits_to_cut(value, random_bits) >> 16);
+  return static_cast<uint16_t>(bits_to_cut<kNans>(value, random_bits) >> 16);
 }
 
 GROK_HD float float16_to_float32(uint16_t bits) {
@@ -86,17 +92,23 @@ GROK_HD uint32_t scramble(uint32_t bits) {
 
 GROK_HD uint32_t random_key(uint32_t seed, uint32_t step) { return scramble(scramble(seed) ^ step); }
 
-// 32 bits for one element. The key is scrambled already, so half of `scramble` is enough to set
-// neighbours apart, and over all keys every element's bits are exactly uniform. Elements 2^32 apart in
-// one tensor share theirs, which biases neither. (Constants: degski's 32-bit hash.)
+// The key is scrambled already, so half of `scramble` is enough to set neighbours apart, and over all keys
+// the bits of every i are exactly uniform. (Constants: degski's 32-bit hash.)
 GROK_HD uint32_t random_bits(uint32_t key, uint32_t i) {
   const uint32_t bits = (key ^ i) * 0x2c1b3c6du;
   return (bits ^ (bits >> 16)) * 0x297a2d39u;
 }
 
-// Sixteen of them, for all states: each is rounded without bias, and equals stay equal.
-GROK_HD uint32_t state_draw(uint32_t random_bits) { return random_bits >> 16; }
-// The other sixteen: over all keys they come with every value of the states' equally often.
-GROK_HD uint32_t param_draw(uint32_t random_bits) { return random_bits & 0xffffu; }
+// Of the 32 bits that two neighbours share, the sixteen of element i.
+GROK_HD uint32_t half_of(uint32_t bits, uint32_t i) { return i & 1u ? bits & 0xffffu : bits >> 16; }
+
+// What all states of element i are rounded with: each without bias, and equals stay equal. Their bits are
+// those of even numbers, those of parameters of odd ones, so that neither tells anything of the other.
+// Elements 2^32 apart in one tensor share theirs, which biases neither.
+struct Draws {
+  uint32_t state = 0, param = 0;
+};
+GROK_HD uint32_t state_draw(uint32_t key, uint32_t i) { return half_of(random_bits(key, i & ~1u), i); }
+GROK_HD uint32_t param_draw(uint32_t key, uint32_t i) { return half_of(random_bits(key, i | 1u), i); }
 
 }  // namespace grokfused

@@ -65,6 +65,12 @@ GROK_HD typename Format::Stored rounded(typename Format::Real value, Rounding ro
                                            : Format::round(value);
 }
 
+// What element i of a tensor is rounded with.
+GROK_HD Draws draws_of(Rounding of_param, Rounding of_states, uint32_t key, uint32_t i) {
+  return {of_states == Rounding::kStochastic ? state_draw(key, i) : 0,
+          of_param == Rounding::kStochastic ? param_draw(key, i) : 0};
+}
+
 // Of parameters under Kahan's rounding. No field of an element: it is added to the parameter as that is read,
 // and made of it again as that is written.
 struct KahanComp {

@@ -95,10 +95,11 @@ def _permuted(values: Tensor, rows: int, columns: int) -> Tensor:
 def draws(count: int, key: Tensor) -> Tensor:
     """Returns what is added below the fraction of each element, int64 [n] in [0, UNIT).
 
-    One hash for a word of four: that of its first element, of whose 32 bits each takes sixteen.
+    The four elements of a word share 32 bits, of which each takes sixteen. They are those of an even number,
+    as of all states (``rounding.state_draws``): word j of a block that begins with element i has i + 2 j.
     """
     block, place = _places(count)
-    bits = random_bits(count_of(count) * BLOCK, key)[block * BLOCK + place % WORDS]
+    bits = random_bits(block * BLOCK + place % WORDS * 2, key)
     turned = ((bits << 8) | (bits >> 24)) & 0xFFFF
     of_word = torch.stack([bits >> 16, bits & 0xFFFF, (bits >> 8) & 0xFFFF, turned])
     return of_word.gather(0, (place // WORDS)[None])[0] << 3

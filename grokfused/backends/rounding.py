@@ -20,15 +20,31 @@ def random_key(seed: int, step: float) -> Tensor:
     return scramble(scramble(torch.tensor(seed & _UINT32, device="cpu")) ^ int(step))
 
 
-def random_bits(count: int, key: Tensor) -> Tensor:
-    """Returns 32 random bits per element (int64 [count]), from key and element index alone.
-
-    The upper sixteen round all states of an element: each stays without bias, and states that are equal, as
-    the two second moments of AMSGrad often are, stay equal. The lower sixteen round the parameter: over all
-    keys every pair of halves comes once, so that its rounding tells nothing of theirs.
-    """
-    bits = ((key ^ (torch.arange(count, device="cpu") & _UINT32)) * 0x2C1B3C6D) & _UINT32
+def random_bits(numbers: Tensor, key: Tensor) -> Tensor:
+    """Returns 32 random bits for each of these numbers; int64, of their shape."""
+    bits = ((key ^ (numbers & _UINT32)) * 0x2C1B3C6D) & _UINT32
     return ((bits ^ (bits >> 16)) * 0x297A2D39) & _UINT32
+
+
+def state_draws(count: int, key: Tensor) -> Tensor:
+    """Returns sixteen random bits per element (int64 [count]), from key and element index alone.
+
+    They round all states of an element: each stays without bias, and states that are equal, as the two second
+    moments of AMSGrad often are, stay equal. Two neighbours, of which the first one is even, have halves of
+    the bits of the even number.
+    """
+    return _halves(count, key, 0)
+
+
+def param_draws(count: int, key: Tensor) -> Tensor:
+    """Returns the same for parameters. Their bits are those of odd numbers: they tell nothing of states."""
+    return _halves(count, key, 1)
+
+
+def _halves(count: int, key: Tensor, odd: int) -> Tensor:
+    elements = torch.arange(count, device="cpu")
+    bits = random_bits(elements // 2 * 2 + odd, key)
+    return torch.where(elements % 2 == 0, bits >> 16, bits & 0xFFFF)
 
 
 def _carried_to_bfloat16(magnitude: Tensor, bits: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from grokfused.backends import block8
-from grokfused.backends.rounding import random_bits, round_to
+from grokfused.backends.rounding import param_draws, round_to, state_draws
 
 LANES = 32  # elements to a word of a mask
 
@@ -42,13 +42,13 @@ def in_their_dtypes(
     new: Mapping[str, Tensor], before: Mapping[str, Tensor], key: Tensor, stochastic: Mapping[str, bool]
 ) -> dict[str, Tensor]:
     """Returns what a step makes of arrays that are stored element by element, rounded to their dtypes."""
-    bits = random_bits(len(new["param"]), key) if any(stochastic.values()) else torch.zeros(0)
+    of_states = state_draws(len(new["param"]), key) if any(stochastic.values()) else None
     stored = {}
     for name, array in before.items():
         if name in ("grad", block8.BASES) or array.dtype is block8.DTYPE:
             continue
-        drawn = (bits & 0xFFFF if name == "param" else bits >> 16) if stochastic[name] else None
-        stored[name] = round_to(new[name], array.dtype, drawn)
+        drawn = param_draws(len(array), key) if name == "param" else of_states
+        stored[name] = round_to(new[name], array.dtype, drawn if stochastic[name] else None)
     return stored
 
 
