@@ -18,8 +18,9 @@ struct Arrays {
   void *new_param, *new_rest;
   void* new_states[kMaxStates];
   uint32_t random_key, first;  // what the random bits of the tile's first element are made of
-  const uint32_t* kept;        // for each element all ones or 0; null where all are kept
-  const void* zeros;           // what the others become; null where they stay what they are
+  const uint32_t*
+      kept;  // words of a mask (../step/mask.h), of which the first one begins with the tile; or null
+  const void* zeros;  // what the others become; null where they stay what they are
   const void *others_param, *others_states[kMaxStates];  // either of it, so that one operation chooses
   int64_t to_come;     // elements, from the tile's first on, that are stepped one after the other
   const Arrays* next;  // what begins after those: of it, what is read, and its own `to_come`; or null
@@ -71,12 +72,18 @@ GROK_HD auto read(const void* stored, At at) {
 
 GROK_HD Where where(uint32_t kept) { return {kept, MaskMode::kFreeze}; }
 
-// A function of its own: of a struct in the body of a simd loop g++ makes an array, which it does not
-// vectorise.
+// The bits of a strip, in a word of its own: bit `lane` is that of a lane.
+template <bool kMasked>
+GROK_HD uint32_t kept_in(const Arrays& arrays, int64_t strip) {
+  return kMasked ? arrays.kept[strip / kLanes] >> strip % kLanes : 0;
+}
+
+// `lanes`: of the strip. A function of its own: of a struct in the body of a simd loop g++ makes an array,
+// which it does not vectorise.
 template <bool kMasked, class Stored>
-GROK_HD void write(const Arrays& arrays, Stored* to, const void* others, Stored stepped, At at) {
+GROK_HD void write(uint32_t lanes, Stored* to, const void* others, Stored stepped, At at) {
   if constexpr (kMasked)
-    stepped = masked_stored(where(arrays.kept[at.place()]), stepped,
+    stepped = masked_stored(where(kept_bits(lanes, at.lane)), stepped,
                             static_cast<const Stored*>(others)[at.place()]);
   to[at.place()] = stepped;
 }
@@ -106,19 +113,18 @@ GROK_HD void read_two(const void* stored, At at, typename Format::Real& first,
 }
 
 template <bool kMasked, class Stored>
-GROK_HD void write_two(const Arrays& arrays, void* to, const void* others, Stored first, Stored second,
-                       At at) {
+GROK_HD void write_two(uint32_t lanes, void* to, const void* others, Stored first, Stored second, At at) {
   if constexpr (sizeof(Stored) == 2) {
     uint32_t word = first | static_cast<uint32_t>(second) << 16;
     if constexpr (kMasked) {
       const uint32_t kept =
-          (arrays.kept[at.place()] & 0xffffu) | (arrays.kept[at.next().place()] & 0xffff0000u);
+          (kept_bits(lanes, at.lane) & 0xffffu) | (kept_bits(lanes, at.lane + 1) & 0xffff0000u);
       word = masked(where(kept), word, word_at(others, at));
     }
     std::memcpy(static_cast<char*>(to) + sizeof word / 2 * at.place(), &word, sizeof word);
   } else {
-    write<kMasked>(arrays, static_cast<Stored*>(to), others, first, at);
-    write<kMasked>(arrays, static_cast<Stored*>(to), others, second, at.next());
+    write<kMasked>(lanes, static_cast<Stored*>(to), others, first, at);
+    write<kMasked>(lanes, static_cast<Stored*>(to), others, second, at.next());
   }
 }
 

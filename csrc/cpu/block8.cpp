@@ -99,8 +99,14 @@ GROK_HD void step_block(const Block<Rows> block, uint32_t key, const void* zeros
     arrays.states[place] = arrays.new_states[place] = numbers[place];
     arrays.others_states[place] = arrays.instead_of(numbers[place]);
   });
+  constexpr int kStrip = kMasked ? kLanes : kBlock;
+#pragma GCC unroll 2
+  for (int strip = 0; strip < kBlock; strip += kStrip) {
+    const uint32_t lanes = kept_in<kMasked>(arrays, strip);
 #pragma omp simd
-  for (int i = 0; i < kBlock; ++i) update_element<AsFloat32, Step, kMasked>(arrays, {0, i}, scalars, choices);
+    for (int lane = 0; lane < kStrip; ++lane)
+      update_element<AsFloat32, Step, kMasked>(arrays, lanes, {strip, lane}, scalars, choices);
+  }
 #pragma omp simd
   for (int j = 0; j < kWords; ++j) {
     const uint32_t hash = block8_bits(key, block.first, static_cast<uint32_t>(j));
@@ -124,12 +130,12 @@ GROK_HD void leave_out(const Block<Rows>& block, bool becomes_zero) {
   for (uint8_t* codes : block.codes) std::memset(codes, 0, kBlock);
 }
 
-template <class Rows>
+template <bool kMasked, class Rows>
 GROK_HD Block<Rows> block_at(int begin, const Arrays& tile) {
   Block<Rows> block{static_cast<const float*>(tile.param) + begin,
                     static_cast<const float*>(tile.grad) + begin,
                     static_cast<float*>(tile.new_param) + begin,
-                    tile.kept ? tile.kept + begin : nullptr,
+                    kMasked ? tile.kept + begin / kLanes : nullptr,
                     {},
                     static_cast<uint8_t*>(tile.new_states[Rows::kCount]) + begin / kBlock * kToAWord,
                     tile.first + static_cast<uint32_t>(begin)};
@@ -158,11 +164,9 @@ GROK_CPU_CLONES void update_blocks(const Arrays& of_tile, int size, const void* 
   const Arrays tile = of_tile;
   const Choices choices = of_all;
   for (int begin = 0; begin < size; begin += kBlock) {
-    const Block<Rows> block = block_at<Rows>(begin, tile);
+    const Block<Rows> block = block_at<kMasked, Rows>(begin, tile);
     fetch_block_ahead(block);
-    uint32_t any = !kMasked;
-    for (int i = 0; i < kBlock && kMasked; ++i) any |= block.kept[i];
-    if (any)
+    if (!kMasked || (block.kept[0] | block.kept[1]))
       step_block<Step, kMasked>(block, tile.random_key, tile.zeros, numbers, choices);
     else
       leave_out(block, tile.zeros);

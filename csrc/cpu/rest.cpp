@@ -1,5 +1,6 @@
 #include "rest.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace grokfused::cpu {
@@ -40,7 +41,11 @@ Rest::Rest(const Parts& parts, const Arrays& tile, int begin, int size, int unit
   whole_.param = take(param_, tile.param, parts.value_bytes);
   whole_.new_param = param_.bytes;
   whole_.others_param = whole_.instead_of(whole_.param);
-  if (tile.kept) whole_.kept = static_cast<const uint32_t*>(take(kept_, tile.kept, sizeof *tile.kept));
+  if (tile.kept) whole_.kept = kept_;
+  for (int word = 0; word < unit / kLanes && tile.kept; ++word) {
+    const int left = std::clamp(size - word * kLanes, 0, kLanes);
+    kept_[word] = left ? kept_lanes(tile.kept, begin + word * kLanes, left) : 0;
+  }
   if (tile.rest) whole_.rest = take(rest_, tile.rest, parts.param_bytes);
   whole_.new_rest = rest_.bytes;
   for (size_t k = 0; k < parts.updated.size(); ++k) {

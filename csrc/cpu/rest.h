@@ -30,7 +30,8 @@ class Rest {
   const Arrays tile_;
   const int begin_, size_;
   Arrays whole_;
-  Values grad_, param_, rest_, kept_, states_[kMaxStates];  // of those that there are
+  Values grad_, param_, rest_, states_[kMaxStates];  // of those that there are
+  uint32_t kept_[kUnit / kLanes];
 };
 
 }  // namespace grokfused::cpu

@@ -51,12 +51,20 @@ GROK_CPU_CLONES void widen(const void* stored, const void* rest, float* values, 
 }
 
 template <class Stored>
-GROK_CPU_CLONES void select_values(const void* stepped, const uint32_t* kept, MaskMode mode, void* stored,
+GROK_CPU_CLONES void select_values(const void* stepped, const uint32_t* mask, MaskMode mode, void* stored,
                                    int size) {
   const auto* from = static_cast<const Stored*>(stepped);
   auto* to = static_cast<Stored*>(stored);
+  const auto select = [&](int i, uint32_t lanes, int lane) GROK_INLINE {
+    to[i] = masked_stored(Where(kept_bits(lanes, lane), mode), from[i], to[i]);
+  };
+  const int whole = size / kLanes * kLanes;
+  for (int begin = 0; begin < whole; begin += kLanes) {
+    const uint32_t lanes = mask[begin / kLanes];
 #pragma omp simd
-  for (int i = 0; i < size; ++i) to[i] = masked_stored(Where(kept[i], mode), from[i], to[i]);
+    for (int lane = 0; lane < kLanes; ++lane) select(begin + lane, lanes, lane);
+  }
+  for (int i = whole; i < size; ++i) select(i, mask[i / kLanes], i % kLanes);
 }
 
 }  // namespace
@@ -77,18 +85,10 @@ size_t bytes_of(Format format) {
   return format == Format::kFloat32 ? sizeof(Float32::Stored) : sizeof(BFloat16::Stored);
 }
 
-GROK_CPU_CLONES void spread(const uint32_t* mask, int words, uint32_t* kept) {
-  for (int word = 0; word < words; ++word, kept += kLanes) {
-    const uint32_t lanes = mask[word];
-#pragma omp simd
-    for (int lane = 0; lane < kLanes; ++lane) kept[lane] = kept_bits(lanes, lane);
-  }
-}
-
-void select(size_t bytes, const void* stepped, const uint32_t* kept, MaskMode mode, void* stored, int size) {
-  if (bytes == sizeof(double)) return select_values<double>(stepped, kept, mode, stored, size);
+void select(size_t bytes, const void* stepped, const uint32_t* mask, MaskMode mode, void* stored, int size) {
+  if (bytes == sizeof(double)) return select_values<double>(stepped, mask, mode, stored, size);
   const auto select = bytes == sizeof(float) ? select_values<float> : select_values<uint16_t>;
-  select(stepped, kept, mode, stored, size);
+  select(stepped, mask, mode, stored, size);
 }
 
 GROK_CPU_CLONES bool all_zero(const void* stored, int64_t bytes) {

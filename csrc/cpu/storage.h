@@ -28,11 +28,9 @@ Widen widening(Format format);
 
 size_t bytes_of(Format format);
 
-// Spreads the bits of whole words of a mask out: all ones or 0 for each element.
-void spread(const uint32_t* mask, int words, uint32_t* kept);
-
-// Writes stored values of so many bytes, 2, 4 or 8, where the mask keeps them.
-void select(size_t bytes, const void* stepped, const uint32_t* kept, MaskMode mode, void* stored, int size);
+// Writes stored values of so many bytes, 2, 4 or 8, where the mask keeps them; its first bit is the first
+// one's.
+void select(size_t bytes, const void* stepped, const uint32_t* mask, MaskMode mode, void* stored, int size);
 
 // True where all bits of so many bytes are 0.
 bool all_zero(const void* stored, int64_t bytes);

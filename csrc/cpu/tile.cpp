@@ -80,17 +80,15 @@ void SliceStep::run(int64_t begin, int64_t end, int64_t to_come) const {
 }
 
 void SliceStep::run_selected(int64_t begin, int64_t end, int64_t to_come) const {
-  uint32_t kept[kTile];
   const int64_t last = begin + to_come;
   for (int64_t stop; begin < end; begin = stop) {
     stop = end_of_tile(begin, end);
     const int size = static_cast<int>(stop - begin);
-    spread(slice_.mask + begin / kLanes, static_cast<int>(mask_words(size)), kept);
-    run_tile(begin, size, kept, last - begin);
+    run_tile(begin, size, slice_.mask + begin / kLanes, last - begin);
   }
 }
 
-// `kept` is null where all are, or else all ones or 0 for each element. `to_come`: as Arrays have it.
+// `kept` and `to_come`: as Arrays have them.
 void SliceStep::run_tile(int64_t begin, int size, const uint32_t* kept, int64_t to_come) const {
   Buffers buffers;
   const uint32_t first = slice_.first + static_cast<uint32_t>(begin);

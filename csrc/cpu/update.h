@@ -19,9 +19,9 @@ using AfterWindow = std::conditional_t<std::is_same_v<GradFilter, Mean>, NoFilte
 // Steps `size` elements, whole units (rest.h). `scalars`: of the real numbers of the parameters (tile.h).
 using Update = void (*)(const Arrays&, int size, const void* scalars, const Choices&);
 
-// Of numbers that nothing is cut off.
+// Of numbers that nothing is cut off. `lanes`: what a mask keeps of the strip.
 template <class Stored, class Step, bool kMasked>
-GROK_HD void update_element(const Arrays& arrays, At at,
+GROK_HD void update_element(const Arrays& arrays, uint32_t lanes, At at,
                             const ScalarsOf<typename Stored::Param::Real>& scalars, const Choices& choices) {
   using Param = typename Stored::Param;
   using State = typename Stored::State;
@@ -34,17 +34,17 @@ GROK_HD void update_element(const Arrays& arrays, At at,
     value_of<decltype(row)>(element) = read<State>(arrays.states[place], at);
   });
   Step::run(element, scalars, choices);
-  write<kMasked>(arrays, static_cast<typename Param::Stored*>(arrays.new_param), arrays.others_param,
+  write<kMasked>(lanes, static_cast<typename Param::Stored*>(arrays.new_param), arrays.others_param,
                  Param::round(element.param), at);
   Rows::each([&](auto row, int place) {
-    write<kMasked>(arrays, static_cast<typename State::Stored*>(arrays.new_states[place]),
+    write<kMasked>(lanes, static_cast<typename State::Stored*>(arrays.new_states[place]),
                    arrays.others_states[place], State::round(value_of<decltype(row)>(element)), at);
   });
 }
 
 template <class Stored, class Step, bool kMasked>
-GROK_HD void update_pair(const Arrays& arrays, At at, const ScalarsOf<typename Stored::Param::Real>& scalars,
-                         const Choices& choices) {
+GROK_HD void update_pair(const Arrays& arrays, uint32_t lanes, At at,
+                         const ScalarsOf<typename Stored::Param::Real>& scalars, const Choices& choices) {
   using Param = typename Stored::Param;
   using State = typename Stored::State;
   using Rows = typename Step::States;
@@ -65,15 +65,15 @@ GROK_HD void update_pair(const Arrays& arrays, At at, const ScalarsOf<typename S
   Step::run(second, scalars, choices);
   Draws draws, others;
   draw_two<Stored>(arrays, at, draws, others);
-  write_two<kMasked>(arrays, arrays.new_param, arrays.others_param,
+  write_two<kMasked>(lanes, arrays.new_param, arrays.others_param,
                      rounded<Param>(first.param, Stored::kOfParam, draws.param),
                      rounded<Param>(second.param, Stored::kOfParam, others.param), at);
   if constexpr (Stored::kKeepsRest)
-    write_two<false>(arrays, arrays.new_rest, nullptr, Param::round(cut_off<Param>(first.param)),
+    write_two<false>(lanes, arrays.new_rest, nullptr, Param::round(cut_off<Param>(first.param)),
                      Param::round(cut_off<Param>(second.param)), at);
   Rows::each([&](auto row, int place) {
     using Row = decltype(row);
-    write_two<kMasked>(arrays, arrays.new_states[place], arrays.others_states[place],
+    write_two<kMasked>(lanes, arrays.new_states[place], arrays.others_states[place],
                        rounded<State>(value_of<Row>(first), Stored::kOfStates, draws.state),
                        rounded<State>(value_of<Row>(second), Stored::kOfStates, others.state), at);
   });
@@ -84,14 +84,15 @@ GROK_HD void update_strips(const Arrays& arrays, int size,
                            const ScalarsOf<typename Stored::Param::Real>& scalars, const Choices& choices) {
   for (int64_t begin = 0; begin < size; begin += Stored::kStrip) {
     fetch_ahead<Stored, Step::States::kCount>(arrays, begin);
+    const uint32_t lanes = kept_in<kMasked>(arrays, begin);
     if constexpr (Stored::kInPairs) {
 #pragma omp simd
       for (int i = 0; i < Stored::kStrip / 2; ++i)
-        update_pair<Stored, Step, kMasked>(arrays, {begin, 2 * i}, scalars, choices);
+        update_pair<Stored, Step, kMasked>(arrays, lanes, {begin, 2 * i}, scalars, choices);
     } else {
 #pragma omp simd
       for (int i = 0; i < Stored::kStrip; ++i)
-        update_element<Stored, Step, kMasked>(arrays, {begin, i}, scalars, choices);
+        update_element<Stored, Step, kMasked>(arrays, lanes, {begin, i}, scalars, choices);
     }
   }
 }
