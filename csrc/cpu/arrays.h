@@ -83,7 +83,7 @@ GROK_HD uint32_t kept_in(const Arrays& arrays, int64_t strip) {
 template <bool kMasked, class Stored>
 GROK_HD void write(uint32_t lanes, Stored* to, const void* others, Stored stepped, At at) {
   if constexpr (kMasked)
-    stepped = masked_stored(where(kept_bits(lanes, at.lane)), stepped,
+    stepped = masked_stored(where(kept_in_lane(lanes, at.lane)), stepped,
                             static_cast<const Stored*>(others)[at.place()]);
   to[at.place()] = stepped;
 }
@@ -118,7 +118,7 @@ GROK_HD void write_two(uint32_t lanes, void* to, const void* others, Stored firs
     uint32_t word = first | static_cast<uint32_t>(second) << 16;
     if constexpr (kMasked) {
       const uint32_t kept =
-          (kept_bits(lanes, at.lane) & 0xffffu) | (kept_bits(lanes, at.lane + 1) & 0xffff0000u);
+          (kept_in_lane(lanes, at.lane) & 0xffffu) | (kept_in_lane(lanes, at.lane + 1) & 0xffff0000u);
       word = masked(where(kept), word, word_at(others, at));
     }
     std::memcpy(static_cast<char*>(to) + sizeof word / 2 * at.place(), &word, sizeof word);

@@ -56,7 +56,7 @@ GROK_CPU_CLONES void select_values(const void* stepped, const uint32_t* mask, Ma
   const auto* from = static_cast<const Stored*>(stepped);
   auto* to = static_cast<Stored*>(stored);
   const auto select = [&](int i, uint32_t lanes, int lane) GROK_INLINE {
-    to[i] = masked_stored(Where(kept_bits(lanes, lane), mode), from[i], to[i]);
+    to[i] = masked_stored(Where(kept_in_lane(lanes, lane), mode), from[i], to[i]);
   };
   const int whole = size / kLanes * kLanes;
   for (int begin = 0; begin < whole; begin += kLanes) {

@@ -28,6 +28,19 @@ Widen widening(Format format);
 
 size_t bytes_of(Format format);
 
+// As kept_bits (../step/mask.h). By a table, as not every processor shifts each lane of a vector by a number
+// of its own.
+struct EachBit {
+  uint32_t bits[kLanes];
+  constexpr EachBit() : bits() {
+    for (int lane = 0; lane < kLanes; ++lane) bits[lane] = 1u << lane;
+  }
+};
+alignas(kCacheLine) inline constexpr EachBit kBitOf;
+GROK_HD uint32_t kept_in_lane(uint32_t lanes, int lane) {
+  return -static_cast<uint32_t>((lanes & kBitOf.bits[lane]) != 0);
+}
+
 // Writes stored values of so many bytes, 2, 4 or 8, where the mask keeps them; its first bit is the first
 // one's.
 void select(size_t bytes, const void* stepped, const uint32_t* mask, MaskMode mode, void* stored, int size);
