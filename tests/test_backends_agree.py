@@ -140,11 +140,11 @@ def nans(dtype: torch.dtype) -> torch.Tensor:
     return every[every.isnan()]
 
 
-def met_a_nan(where: str, param_dtype: torch.dtype, backend: str, device: str, **options):
+def met_a_nan(kind, where: str, param_dtype: torch.dtype, backend: str, device: str, **options):
     """Returns what a step makes of NaNs in one array, or of a loss scale of NaN."""
     found = nans(options["state_dtype"] if where in NAMES else param_dtype)
     param = torch.ones(len(found), dtype=param_dtype, device=device).requires_grad_()
-    optimizer = GrokAdamW([param], lr=0.1, seed=3, amsgrad=True, backend=backend, **options)
+    optimizer = kind([param], lr=0.1, seed=3, amsgrad=True, weight_decay=0.1, backend=backend, **options)
     param.grad = torch.full_like(param, 0.5)
     optimizer.step()
     arrays = {"param": param.detach(), "grad": param.grad, **optimizer.state[param]}
@@ -160,6 +160,7 @@ def met_a_nan(where: str, param_dtype: torch.dtype, backend: str, device: str, *
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", [GrokAdam, GrokAdamW], ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize(
     "where", ["param", "grad", "scale", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "grad_ema"]
 )
@@ -167,11 +168,11 @@ def met_a_nan(where: str, param_dtype: torch.dtype, backend: str, device: str, *
 @pytest.mark.parametrize(("state_dtype", "state_rounding"), STATES[:3], ids=lambda value: str(value))
 @pytest.mark.parametrize("param_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_a_nan_of_any_bits_stays_one(
-    param_dtype, state_dtype, state_rounding, param_rounding, where, device
+    param_dtype, state_dtype, state_rounding, param_rounding, where, kind, device
 ) -> None:
     options = {"state_dtype": state_dtype, "state_rounding": state_rounding, "param_rounding": param_rounding}
-    truth = met_a_nan(where, param_dtype, "reference", "cpu", **options)
-    native = met_a_nan(where, param_dtype, "native", device, **options)
+    truth = met_a_nan(kind, where, param_dtype, "reference", "cpu", **options)
+    native = met_a_nan(kind, where, param_dtype, "native", device, **options)
     assert truth["param"].isnan().all()
     wrong = {name: differing_bits(native[name], truth[name]) for name in truth}
     assert wrong == dict.fromkeys(truth, 0)

@@ -66,8 +66,8 @@ struct Array {
   void* at(int64_t i) const { return stored + (of_blocks ? i / kBlock : i) * bytes; }
 };
 
-// A NaN among them becomes the plain one, as OnlyBFloat16 wants it: a loss scale, or the lr of a tensor, may
-// be one of any bits.
+// A NaN among them becomes the plain one, as BFloat16OfShortNans wants it: a loss scale, or the lr of a
+// tensor, may be one of any bits.
 template <class Real>
 ScalarsOf<Real> with_plain_nans(const ScalarsOf<Real>& scalars) {
   Real numbers[kScalarCount];

@@ -51,6 +51,12 @@ GROK_HD void update_pair(const Arrays& arrays, uint32_t lanes, At at,
   Element<typename Param::Real, Rows> first, second;
   read_two<Param>(arrays.grad, at, first.grad, second.grad);
   read_two<Param>(arrays.param, at, first.param, second.param);
+  first.grad = Stored::shortened(first.grad);
+  second.grad = Stored::shortened(second.grad);
+  if (choices.decay == Decay::kCoupled) {
+    first.param = Stored::shortened(first.param);
+    second.param = Stored::shortened(second.param);
+  }
   if constexpr (Stored::kKeepsRest) {
     float rest, other;
     read_two<Param>(arrays.rest, at, rest, other);
