@@ -69,9 +69,21 @@ def test_an_unknown_filter_is_refused() -> None:
 SLOW = [pytest.param(capability, marks=pytest.mark.slow) for capability in (80, 100)]
 
 
+# Of states of 8 bits `make test` compiles the smallest kernel alone: ptxas takes up to a minute for one.
+COMPILED = [
+    pytest.param(
+        policies,
+        masked,
+        id=f"{policies}-{'masked' if masked else 'dense'}",
+        marks=pytest.mark.slow if "block8" in policies and (masked or policies != "float32, block8") else (),
+    )
+    for policies in kernels.TRITON
+    for masked in (False, True)
+]
+
+
 @pytest.mark.parametrize("capability", [90, *SLOW], ids="sm_{}".format)
-@pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
-@pytest.mark.parametrize("policies", kernels.TRITON)
+@pytest.mark.parametrize(("policies", "masked"), COMPILED)
 def test_the_kernel_compiles_to_wide_accesses_and_single_roundings(
     policies, masked, capability, tmp_path
 ) -> None:
