@@ -155,8 +155,7 @@ def random_key(seed, step):
 
 @triton.jit
 def random_bits(key, i):
-    bits = (key ^ i) * _uint32(0x2C1B3C6D)
-    return (bits ^ (bits >> 16)) * _uint32(0x297A2D39)
+    return scramble(key ^ i)
 
 
 @triton.jit

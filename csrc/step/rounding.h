@@ -92,12 +92,9 @@ GROK_HD uint32_t scramble(uint32_t bits) {
 
 GROK_HD uint32_t random_key(uint32_t seed, uint32_t step) { return scramble(scramble(seed) ^ step); }
 
-// The key is scrambled already, so half of `scramble` is enough to set neighbours apart, and over all keys
-// the bits of every i are exactly uniform. (Constants: degski's 32-bit hash.)
-GROK_HD uint32_t random_bits(uint32_t key, uint32_t i) {
-  const uint32_t bits = (key ^ i) * 0x2c1b3c6du;
-  return (bits ^ (bits >> 16)) * 0x297a2d39u;
-}
+// Over all keys the bits of every i are exactly uniform. The whole of `scramble`: with less of it numbers
+// that are a power of two apart tell something of each other.
+GROK_HD uint32_t random_bits(uint32_t key, uint32_t i) { return scramble(key ^ i); }
 
 // Of the 32 bits that two neighbours share, the sixteen of element i.
 GROK_HD uint32_t half_of(uint32_t bits, uint32_t i) { return i & 1u ? bits & 0xffffu : bits >> 16; }
@@ -105,10 +102,10 @@ GROK_HD uint32_t half_of(uint32_t bits, uint32_t i) { return i & 1u ? bits & 0xf
 // What all states of element i are rounded with: each without bias, and equals stay equal. Their bits are
 // those of even numbers, those of parameters of odd ones, so that neither tells anything of the other.
 // Elements 2^32 apart in one tensor share theirs, which biases neither.
+GROK_HD uint32_t state_draw(uint32_t key, uint32_t i) { return half_of(random_bits(key, i & ~1u), i); }
+GROK_HD uint32_t param_draw(uint32_t key, uint32_t i) { return half_of(random_bits(key, i | 1u), i); }
 struct Draws {
   uint32_t state = 0, param = 0;
 };
-GROK_HD uint32_t state_draw(uint32_t key, uint32_t i) { return half_of(random_bits(key, i & ~1u), i); }
-GROK_HD uint32_t param_draw(uint32_t key, uint32_t i) { return half_of(random_bits(key, i | 1u), i); }
 
 }  // namespace grokfused

@@ -22,8 +22,7 @@ def random_key(seed: int, step: float) -> Tensor:
 
 def random_bits(numbers: Tensor, key: Tensor) -> Tensor:
     """Returns 32 random bits for each of these numbers; int64, of their shape."""
-    bits = ((key ^ (numbers & _UINT32)) * 0x2C1B3C6D) & _UINT32
-    return ((bits ^ (bits >> 16)) * 0x297A2D39) & _UINT32
+    return scramble(key ^ (numbers & _UINT32))
 
 
 def state_draws(count: int, key: Tensor) -> Tensor:
