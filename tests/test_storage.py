@@ -135,11 +135,9 @@ def test_a_draw_tells_nothing_of_those_of_others_and_of_neighbours(seed, lag) ->
             assert ((cells - count / 256).abs() < 5 * (count / 256) ** 0.5).all(), shift
 
 
-def test_over_all_keys_each_draw_comes_equally_often_and_so_does_each_pair_of_neighbours() -> None:
-    # random_bits is a bijection of the key: all of 2**32 are too many, so that of each factor is shown.
-    assert 0x2C1B3C6D % 2 == 0x297A2D39 % 2 == 1  # odd: to multiply by it modulo 2**32 loses nothing
-    halves = torch.arange(2**16)
-    assert (halves ^ (halves >> 8)).unique().numel() == 2**16
+def test_two_neighbours_share_the_bits_of_a_number_which_no_two_keys_have_alike() -> None:
+    keys = torch.arange(2**20) * 4093  # some of all keys; over all of them each pair of halves comes once
+    assert rounding.random_bits(torch.tensor(77), keys).unique().numel() == len(keys)
     key = rounding.random_key(1, 2)
     states, params = rounding.state_draws(6, key), rounding.param_draws(6, key)
     bits = rounding.random_bits(torch.arange(6), key)

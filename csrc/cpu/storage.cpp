@@ -32,9 +32,8 @@ GROK_CPU_CLONES void narrow_stochastically(const float* values, void* stored, vo
                                            uint32_t first) {
   auto* to = static_cast<typename Format::Stored*>(stored);
 #pragma omp simd
-  for (int i = 0; i < size; ++i) {
+  for (int i = 0; i < size; ++i)
     to[i] = Format::round_stochastically(values[i], param_draw(key, first + static_cast<uint32_t>(i)));
-  }
 }
 
 template <class Format>
